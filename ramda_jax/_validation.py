@@ -1,0 +1,91 @@
+"""Checks of constants that users type. Traced and array values pass unchecked: they cannot be compared in Python."""
+
+import itertools
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def _concrete(value: Any) -> float | None:
+    """`value` as a float if it is a plain number, else None (schedule, array, tracer)."""
+    if isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool):
+        return float(value)
+    return None
+
+
+def _reject_other_types(name: str, value: Any) -> None:
+    is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
+    is_scalar_array = hasattr(value, "shape") and hasattr(value, "dtype") and value.shape == ()
+    if not (is_number or is_scalar_array or callable(value)):
+        raise ValueError(
+            f"{name} must be a number, a 0-d array or a schedule (a function of the step count), "
+            f"got {value!r}."
+        )
+
+
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raise ValueError naming argument, value and range unless low <= value <= high.
+
+    `low_open` and `high_open` exclude the ends. NaN and infinity are always rejected.
+    """
+    _reject_other_types(name, value)
+    number = _concrete(value)
+    if number is None:
+        return
+    above = number > low if low_open else number >= low
+    below = number < high if high_open else number <= high
+    if not (above and below and math.isfinite(number)):
+        left = "(" if low_open else "["
+        right = ")" if high_open or math.isinf(high) else "]"
+        raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, got {value!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """0 < value < inf."""
+    check_range(name, value, 0.0, low_open=True)
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """0 <= value < inf."""
+    check_range(name, value, 0.0)
+
+
+def check_momentum(value: Any) -> None:
+    """0 < momentum <= 1: the weight of the newest point (or gradient)."""
+    check_range("momentum", value, 0.0, 1.0, low_open=True)
+
+
+def check_decay(name: str, value: Any) -> None:
+    """0 <= value < 1: the decay rate of an exponential average."""
+    check_range(name, value, 0.0, 1.0, high_open=True)
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """An integer >= low."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"{name} must be an integer in [{low}, inf), got {value!r}.")
+
+
+def check_steps(name: str, steps: Any) -> tuple[int, ...]:
+    """A strictly increasing sequence of positive step counts, as a tuple."""
+    try:
+        steps = tuple(steps)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be a sequence of step counts in [1, inf), got {steps!r}."
+        ) from None
+    for step in steps:
+        check_integer(name, step, 1)
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        raise ValueError(f"{name} must be strictly increasing, got {steps!r}.")
+    return tuple(int(step) for step in steps)

@@ -1,0 +1,133 @@
+"""Proximal gradient iterations for   Q(x) = <v, x> + 1/2 <x - x0, D (x - x0)> + weight psi(x),   D diagonal.
+
+    z+ = prox_{theta weight psi}(y - theta (v + D (y - x0))),      theta = 1 / max D  (halved if psi is nonconvex)
+
+with y = z (Algorithm 2 of the RAMDA paper), or y extrapolated (Nesterov's momentum, with adaptive restart).
+The optimality condition of z+ gives a subgradient of Q there for nothing,
+
+    s = (D - 1/theta) (z+ - y)   in   dQ(z+),
+
+whose norm certifies condition (7). No step that increases Q is accepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:  # regularizers without a closed form use this module
+    from ramda_jax.regularizers.base import Regularizer
+
+
+class Quadratic(NamedTuple):
+    """The smooth part: <v, x> + 1/2 <x - x0, d (x - x0)>; `d` may be 0-d."""
+
+    v: chex.Array
+    x0: chex.Array
+    d: chex.Array
+
+    def gradient(self, x: chex.Array) -> chex.Array:
+        """v + D (x - x0)."""
+        return self.v + self.d * (x - self.x0)
+
+    def at_zero(self) -> chex.Array:
+        """b = D x0 - v, minus the gradient at zero."""
+        return self.d * self.x0 - self.v
+
+    def value(self, x: chex.Array) -> chex.Array:
+        """<v, x> + 1/2 <x - x0, D (x - x0)>."""
+        y = x - self.x0
+        return jnp.sum(self.v * x + 0.5 * self.d * y * y)
+
+    def decrease(self, old: chex.Array, new: chex.Array) -> chex.Array:
+        """value(old) - value(new), without subtracting two large sums."""
+        return jnp.sum(self.gradient(0.5 * (old + new)) * (old - new))
+
+
+class Settings(NamedTuple):
+    """Stopping rules and variant; see the solvers that use them."""
+
+    max_iterations: int
+    min_iterations: int
+    rtol: float | None
+    tolerance: float | None
+    accelerated: bool
+
+
+class Result(NamedTuple):
+    x: chex.Array
+    residual: chex.Array  # ||s||
+    iterations: chex.Array
+
+
+class _Carry(NamedTuple):
+    count: chex.Array
+    z: chex.Array
+    y: chex.Array
+    speed: chex.Array  # Nesterov's t_k
+    objective: chex.Array
+    residual: chex.Array
+    done: chex.Array
+
+
+def minimise(
+    smooth: Quadratic,
+    psi: Regularizer,
+    weight: chex.Numeric,
+    start: chex.Array,
+    active: chex.Array,
+    settings: Settings,
+) -> Result:
+    """Run the iteration from `start`; entries where `active` is False are known to be 0 at the optimum."""
+    zeros = jnp.zeros_like(start)
+    start = jnp.where(active, start, zeros)
+    # Screened groups are not part of the problem any more: they do not limit the step either.
+    largest = jnp.max(jnp.where(active, smooth.d, 0.0), initial=0.0)
+    curvature = jnp.where(largest > 0, largest, 1.0) * (1.0 if psi.convex else 2.0)
+    scale = jnp.linalg.norm(jnp.ravel(smooth.at_zero()))
+
+    def unfinished(c: _Carry) -> chex.Array:
+        return (c.count < settings.max_iterations) & ~c.done
+
+    def iterate(c: _Carry) -> _Carry:
+        forward = c.y - smooth.gradient(c.y) / curvature
+        new = jnp.where(active, psi.prox(forward, weight / curvature), zeros)
+        s = jnp.where(active, (smooth.d - curvature) * (new - c.y), zeros)
+        residual = jnp.linalg.norm(jnp.ravel(s))
+        decrease = smooth.decrease(c.z, new) + weight * (psi.value(c.z) - psi.value(new))
+        count = c.count + 1
+        plain = c.speed <= 1.0
+        worse = decrease < 0
+        objective = jnp.where(worse, c.objective, c.objective - decrease)
+        done = jnp.isnan(decrease) | (worse & plain)  # a plain step fails only by rounding
+        if settings.tolerance is not None:
+            done |= ~worse & (residual <= settings.tolerance * scale)
+        if settings.rtol is not None:
+            small = decrease / (jnp.abs(objective) + 1) < settings.rtol
+            done |= ~worse & small & (count >= settings.min_iterations)
+        z = jnp.where(worse, c.z, new)
+        y, speed = z, jnp.ones_like(c.speed)
+        if settings.accelerated:
+            y, speed = _extrapolate(c, new, worse)
+        residual = jnp.where(worse, c.residual, residual)
+        return _Carry(count, z, y, speed, objective, residual, done)
+
+    one = jnp.ones_like(scale)
+    objective = smooth.value(start) + weight * psi.value(start)
+    first = _Carry(
+        jnp.zeros([], jnp.int32), start, start, one, objective, jnp.inf * one, jnp.asarray(False)
+    )
+    last = jax.lax.while_loop(unfinished, iterate, first)
+    return Result(last.z, last.residual, last.count)
+
+
+def _extrapolate(c: _Carry, new: chex.Array, worse: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Nesterov's momentum, restarted when it points uphill (O'Donoghue & Candes, 2015) or Q went up."""
+    uphill = jnp.vdot(c.y - new, new - c.z) > 0
+    next_speed = 0.5 * (1 + jnp.sqrt(1 + 4 * c.speed * c.speed))
+    factor = jnp.where(uphill, 0.0, (c.speed - 1) / next_speed)
+    y = jnp.where(worse, c.z, new + factor * (new - c.z))
+    return y, jnp.where(worse | uphill, jnp.ones_like(c.speed), next_speed)

@@ -1,0 +1,101 @@
+"""What a regularizer is: value, prox, prox in a diagonal metric, screening, structure.
+
+A regularizer is an immutable pytree. Its strengths are leaves (floats, 0-d arrays or optax schedules), so they
+can be traced, scheduled and injected; everything else (axes, flags) is static. It is not callable:
+`optax.inject_hyperparams` would take it for a schedule.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Any, ClassVar, dataclass_transform
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ramda_jax import _numerics
+
+
+def static_field(**kwargs: Any) -> Any:
+    """A field that is part of the structure (compile-time constant), not a leaf."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static_field, dataclasses.field))
+def regularizer(cls: Any) -> Any:
+    """Class decorator: a frozen dataclass that is a pytree whose leaves are its non-static fields."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    static = [f.name for f in fields if f.metadata.get("static")]
+    leaves = [f.name for f in fields if f.name not in static]
+    return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+
+
+class Regularizer(abc.ABC):
+    """A nonsmooth function psi of one parameter array that favours a structure (zeros, low rank, ...).
+
+    Attributes:
+      closed_form: whether `weighted_prox` needs no iteration, whatever the metric.
+      convex: whether psi is convex.
+      structure: the name of what it creates: "groups" (zero groups), "rank" or "signs".
+    """
+
+    closed_form: ClassVar[bool] = False
+    convex: ClassVar[bool] = True
+    structure: ClassVar[str] = "groups"
+
+    @abc.abstractmethod
+    def value(self, x: chex.Array) -> chex.Array:
+        """psi(x), a 0-d array."""
+
+    @abc.abstractmethod
+    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+        """argmin_z 1/2 ||z - x||^2 + step psi(z), the shape and dtype of x."""
+
+    @abc.abstractmethod
+    def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z), for a positive elementwise metric."""
+
+    @abc.abstractmethod
+    def group_norms(self, x: chex.Array) -> chex.Array:
+        """The norm of each group (of each entry, or each singular value, where these are the groups)."""
+
+    @abc.abstractmethod
+    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        """Which groups are zero in argmin_z 1/2 <z, metric z> - <b, z> + step psi(z); bool, a mask over groups.
+
+        With b = D x0 - v this is the screening rule of the subproblem: no solve is needed to know.
+        """
+
+    @abc.abstractmethod
+    def num_groups(self, shape: tuple[int, ...]) -> int:
+        """How many groups (or singular values) an array of this shape has."""
+
+    def zero_groups(self, x: chex.Array) -> chex.Array:
+        """Which groups of x are exactly zero; bool, the shape of `group_norms(x)`."""
+        return self.group_norms(x) == 0
+
+    def check(self, path: str, shape: tuple[int, ...]) -> None:  # noqa: B027 (most apply to any shape)
+        """Raise ValueError naming path and shape if psi cannot apply to an array of this shape."""
+
+    def describe(self) -> str:
+        """A short text for tables, as one would type it."""
+        return repr(self)
+
+    def resolve(self, count: chex.Numeric, dtype: Any = None) -> "Regularizer":
+        """The regularizer at step `count`: every strength (number, array, schedule) a 0-d array."""
+        dtype = _numerics.scalar_dtype() if dtype is None else dtype
+        return jax.tree.map(
+            lambda s: jnp.asarray(s(count) if callable(s) else s, dtype=dtype), self
+        )
+
+
+def is_regularizer_or_none(x: Any) -> bool:
+    """The `is_leaf` under which a tree of regularizers and Nones is flattened."""
+    return x is None or isinstance(x, Regularizer)
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Number of entries of an array of this shape (1 for a scalar)."""
+    return math.prod(shape)

@@ -1,0 +1,75 @@
+"""What a solver is: subproblems in, minimisers and certificates out."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+
+from ramda_jax import first_order
+from ramda_jax.regularizers.base import Regularizer
+
+# (v, x0, D) from a leaf's arrays (accumulators, anchor, ...) and the step's scalars. Elementwise; D may be 0-d.
+Pieces = Callable[[tuple[chex.Array, ...], tuple[chex.Array, ...]], tuple[chex.Array, ...]]
+
+
+class LeafProblem(NamedTuple):
+    """minimise over X   <v, X> + 1/2 <X - x0, D (X - x0)> + weight psi(X)   for one parameter array.
+
+    v, x0 and D are recomputed from `arrays` wherever they are needed: keeping them would cost parameter-sized
+    temporaries.
+
+    Attributes:
+      arrays: what v, x0, D are computed from, each of the parameter's shape.
+      scalars: 0-d arrays that go with them, in the dtype of the arrays.
+      pieces: (arrays, scalars) -> (v, x0, D).
+      weight: w, 0-d.
+      psi: the regularizer, its strengths resolved to 0-d arrays of the same dtype.
+      start: W^{t-1}.
+    """
+
+    arrays: tuple[chex.Array, ...]
+    scalars: tuple[chex.Array, ...]
+    pieces: Pieces
+    weight: chex.Array
+    psi: Regularizer
+    start: chex.Array
+
+    def smooth(self, tie: Callable = lambda x: x) -> first_order.Quadratic:
+        """The smooth part; `tie` is applied to every array before use (see `secular.solve`)."""
+        arrays = tuple(tie(x) for x in self.arrays)
+        return first_order.Quadratic(*self.pieces(arrays, self.scalars))
+
+
+class LeafSolution(NamedTuple):
+    """The minimiser of one leaf and its certificate.
+
+    Attributes:
+      x: the minimiser, the shape of the parameter.
+      warm: what the next solve may start from; as `Solver.init` made it.
+      iterations: int32, 0-d.
+      residual: a bound on the least ||s||, s in dQ(x): condition (7) of the paper; 0-d.
+    """
+
+    x: chex.Array
+    warm: chex.Array
+    iterations: chex.Array
+    residual: chex.Array
+
+
+class Solver(abc.ABC):
+    """Solves the subproblems of several arrays. An immutable dataclass of settings; never callable."""
+
+    @abc.abstractmethod
+    def supports(self, psi: Regularizer) -> bool:
+        """Whether this solver can minimise with this regularizer."""
+
+    @abc.abstractmethod
+    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
+        """The warm start before the first step; its shape and dtype never change."""
+
+    @abc.abstractmethod
+    def solve(
+        self, problems: Sequence[LeafProblem], warm: Sequence[chex.Array]
+    ) -> list[LeafSolution]:
+        """Solve all, each started from its warm start."""

@@ -1,0 +1,384 @@
+"""The optax transformation that every method is: accumulate, state the subproblem, solve it, step to its solution."""
+
+import dataclasses
+import sys
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ramda_jax import _numerics, assignment, solvers
+from ramda_jax.model import Model, Subproblem
+from ramda_jax.regularizers import Regularizer
+
+# Optax's own sentence, which it does not export.
+_NO_PARAMS = (
+    "You are using a transformation that requires the current value of parameters, but you are not passing "
+    "`params` when calling `update`."
+)
+
+
+class Entry(NamedTuple):
+    """One regularized array: its place among the leaves of params, its path, how it is regularized and solved.
+
+    `psi` has every strength replaced by 1: the values are in the state.
+    """
+
+    leaf: int
+    path: str
+    psi: Regularizer
+    solver: solvers.Solver
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is regularized and how: the static part of the state, a node without leaves."""
+
+    entries: tuple[Entry, ...]
+
+    def with_strengths(self, strengths: chex.Array) -> list[Regularizer]:
+        """The regularizers of the entries with these strengths."""
+        templates = [entry.psi for entry in self.entries]
+        leaves, treedef = jax.tree.flatten(templates)
+        return jax.tree.unflatten(treedef, [strengths[i] for i in range(len(leaves))])
+
+
+class SolverState(NamedTuple):
+    """What the solvers keep between steps, and what they say of the last one.
+
+    Attributes:
+      plan: static.
+      strengths: every strength in force at the last step, in the order of the plan; 1-d.
+      warm: the warm start of each regularized leaf.
+      iterations: of each regularized leaf, int32, 1-d.
+      residual: certified ||s|| of condition (7) of each regularized leaf, 1-d.
+    """
+
+    plan: Plan
+    strengths: chex.Array
+    warm: tuple[chex.Array, ...]
+    iterations: chex.Array
+    residual: chex.Array
+
+
+class ProximalState(NamedTuple):
+    """The state of every method.
+
+    Attributes:
+      count: updates done, int32.
+      model: the method's accumulators.
+      solver: `SolverState`; a placeholder array where params have no leaves.
+    """
+
+    count: chex.Array
+    model: Any
+    solver: SolverState | chex.Array
+
+
+def proximal_transformation(
+    model: Model,
+    regularizer: Any,
+    solver: solvers.Solver | None,
+    accumulator_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of one method.
+
+    Args:
+      model: how gradients become the subproblem.
+      regularizer, solver, accumulator_dtype: as the user gave them; see `ramda`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: if `solver` or `regularizer` is of a wrong kind; more when it meets the parameters.
+    """
+    _check_kinds(regularizer, solver)
+
+    def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
+        return jax.tree.map(lambda x: _copy(x, accumulator_dtype), tree)
+
+    def init(params: chex.ArrayTree) -> ProximalState:
+        _register_with_flax()
+        plan, strengths = _plan(params, regularizer, solver, model.scalar_metric)
+        state: Any = jnp.zeros(
+            (0,)
+        )  # a leaf, so that `optax.tree.map_params` finds no parameters in it
+        if leaves := jax.tree.leaves(params):
+            state = _init_solver(plan, strengths, leaves, accumulator_dtype)
+        return ProximalState(jnp.zeros([], jnp.int32), model.init(widen(params)), state)
+
+    def update(
+        updates: optax.Updates, state: ProximalState, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ProximalState]:
+        del extra_args
+        if params is None:
+            raise ValueError(_NO_PARAMS)
+        plan, strengths = _plan(params, regularizer, solver, model.scalar_metric)
+        current = jax.tree.map(lambda p: p.astype(_accumulator(p, accumulator_dtype)), params)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), updates, current)
+        model_state = model.accumulate(state.model, grads, current, state.count)
+        new_state = state._replace(count=optax.safe_increment(state.count), model=model_state)
+        if not jax.tree.leaves(params):
+            return updates, new_state
+        subproblem = model.subproblem(model_state, current, state.count)
+        values = _evaluate(strengths, state.count)
+        solution, solver_state = _solve(plan, values, subproblem, current, state.solver.warm)
+        step = model.averaging(state.count)
+
+        def move(x: chex.Array, w: chex.Array, p: chex.Array) -> chex.Array:
+            delta = x - w if step is None else step.astype(w.dtype) * (x - w)
+            return delta.astype(p.dtype)
+
+        moves = jax.tree.map(move, solution, current, params)
+        return moves, new_state._replace(solver=solver_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_kinds(regularizer: Any, solver: Any) -> None:
+    if not (solver is None or isinstance(solver, solvers.Solver)):
+        raise ValueError(f"solver must be None or a solver such as Newton(), got {solver!r}.")
+    if callable(regularizer) or isinstance(regularizer, (int, float, str, type)):
+        raise ValueError(
+            "regularizer must be None, a regularizer, a tree of regularizers and Nones, or an assignment "
+            f"(by_path, kernels), got {regularizer!r}."
+        )
+
+
+def _accumulator(x: Any, dtype: Any) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32) if dtype is None else jnp.dtype(dtype)
+
+
+def _copy(x: Any, dtype: Any) -> Any:
+    """x in the accumulators' dtype, never aliasing x (both may be donated); abstract leaves stay abstract."""
+    dtype = _accumulator(x, dtype)
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+    return jnp.array(x, dtype=dtype, copy=True)
+
+
+def _plan(
+    params: chex.ArrayTree, regularizer: Any, solver: solvers.Solver | None, scalar_metric: bool
+) -> tuple[Plan, list[Any]]:
+    """(the plan, the strengths as the user gave them: numbers, arrays, tracers or schedules)."""
+    paths, resolved = assignment.resolve(regularizer, params)
+    entries, strengths = [], []
+    for i, (path, psi) in enumerate(zip(paths, resolved, strict=True)):
+        if psi is None:
+            continue
+        chosen = solvers.choose(solver, psi, path, scalar_metric=scalar_metric)
+        entries.append(Entry(i, path, jax.tree.map(lambda _: 1.0, psi), chosen))
+        strengths.extend(jax.tree.leaves(psi))
+    return Plan(tuple(entries)), strengths
+
+
+def _evaluate(strengths: list[Any], count: chex.Array) -> chex.Array:
+    return _stack([_numerics.evaluate(s, count) for s in strengths], _numerics.scalar_dtype())
+
+
+def _init_solver(plan: Plan, strengths: list[Any], leaves: list[Any], dtype: Any) -> SolverState:
+    warm = tuple(
+        e.solver.init(e.psi, leaves[e.leaf], _accumulator(leaves[e.leaf], dtype))
+        for e in plan.entries
+    )
+    return SolverState(
+        plan,
+        _evaluate(strengths, jnp.zeros([], jnp.int32)),
+        warm,
+        jnp.zeros((len(warm),), jnp.int32),
+        jnp.zeros((len(warm),), _numerics.scalar_dtype()),
+    )
+
+
+def _solve(
+    plan: Plan,
+    strengths: chex.Array,
+    subproblem: Subproblem,
+    params: chex.ArrayTree,
+    warm: tuple[chex.Array, ...],
+) -> tuple[chex.ArrayTree, SolverState]:
+    """Solve the subproblem of every leaf: (solution tree, state)."""
+    starts, treedef = jax.tree.flatten(params)
+    arrays = list(zip(*(jax.tree.leaves(t) for t in subproblem.trees), strict=True))
+
+    def smooth(i: int) -> tuple[tuple[chex.Array, ...], tuple[chex.Array, ...]]:
+        return arrays[i], tuple(s.astype(starts[i].dtype) for s in subproblem.scalars)
+
+    solution: list[Any] = [None] * len(starts)
+    problems = []
+    for entry, psi in zip(plan.entries, plan.with_strengths(strengths), strict=True):
+        i = entry.leaf
+        psi = jax.tree.map(lambda s, i=i: s.astype(starts[i].dtype), psi)
+        weight = subproblem.weight.astype(starts[i].dtype)
+        problems.append(solvers.LeafProblem(*smooth(i), subproblem.pieces, weight, psi, starts[i]))
+
+    answers: list[Any] = [None] * len(problems)
+    for solver in dict.fromkeys(entry.solver for entry in plan.entries):
+        mine = [k for k, entry in enumerate(plan.entries) if entry.solver == solver]
+        solved = solver.solve([problems[k] for k in mine], [warm[k] for k in mine])
+        for k, answer in zip(mine, solved, strict=True):
+            answers[k] = answer
+            solution[plan.entries[k].leaf] = answer.x
+
+    for i, x in enumerate(solution):
+        if x is None:  # unregularized: the minimiser of the quadratic alone
+            v, x0, d = subproblem.pieces(*smooth(i))
+            solution[i] = x0 - v / d
+    state = SolverState(
+        plan,
+        strengths,
+        tuple(a.warm for a in answers),
+        _stack([a.iterations for a in answers], jnp.int32),
+        _stack([a.residual for a in answers], _numerics.scalar_dtype()),
+    )
+    return jax.tree.unflatten(treedef, solution), state
+
+
+def _stack(scalars: list[chex.Array], dtype: Any) -> chex.Array:
+    return jnp.stack([s.astype(dtype) for s in scalars]) if scalars else jnp.zeros((0,), dtype)
+
+
+def _register_with_flax() -> None:
+    """Let `flax.serialization` pass over `Plan`, if the user has Flax: it is not a dependency of the library."""
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is not None and not getattr(Plan, "_known_to_flax", False):
+        serialization.register_serialization_state(Plan, lambda plan: {}, lambda plan, state: plan)
+        Plan._known_to_flax = True  # type: ignore[attr-defined]
+
+
+# What users read from a state.
+
+
+def _is_ours(x: Any) -> bool:
+    return isinstance(x, ProximalState)
+
+
+def _is_variable(x: Any) -> bool:
+    """A variable of Flax NNX, in which `nnx.Optimizer` wraps every leaf of the state."""
+    return hasattr(x, "get_value") and hasattr(x, "get_metadata")
+
+
+def _unwrap(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.get_value() if _is_variable(x) else x, tree, is_leaf=_is_variable
+    )
+
+
+def find_states(opt_state: Any) -> list[ProximalState]:
+    """All states of this library's methods inside `opt_state`, however deep (chained, masked, wrapped).
+
+    Raises:
+      ValueError: if there is none.
+    """
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_ours) if _is_ours(s)]
+    if not found:
+        raise ValueError(
+            "opt_state holds no state of ramda, rmda, prox_sgd, prox_adamw or prox_ssi."
+        )
+    return [_unwrap(s) for s in found]
+
+
+def structured_params(opt_state: Any, params: chex.ArrayTree) -> chex.ArrayTree:
+    """What_t: the point whose structure (zero groups, rank) the theory guarantees.
+
+    It is the solution of the last step's subproblem, recomputed from the state. For `ramda` and `rmda` with momentum
+    below 1 the parameters W_t are an average and dense, while What_t is structured from the first steps on; after
+    some finite step it has exactly the structure of the limit. For the other methods it is W_t itself.
+    Pure; may be jitted.
+
+    Args:
+      opt_state: any optax state that holds the state of one of this library's methods (or several, in a partition).
+      params: the parameters after the last update.
+
+    Returns:
+      A pytree like params. Parameters that other transformations own are returned as they are, and so is everything
+      before the first step.
+
+    Raises:
+      ValueError: if `opt_state` holds no such state.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"kernel": jnp.ones((3, 2))}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(100.0))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> print(rj.structured_params(state, params)["kernel"].sum())
+      0.0
+
+    Source: Huang & Lee, NeurIPS 2024, Theorem 3.
+    """
+    for state in find_states(opt_state):
+        if hasattr(state.model, "subproblem") and isinstance(state.solver, SolverState):
+            params = _structured(state, params)
+    return params
+
+
+def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
+    """What_t of the leaves which this state owns, params elsewhere."""
+    subproblem = state.model.subproblem()
+    owned = subproblem.trees[0]
+    is_hidden = lambda x: isinstance(x, optax.MaskedNode)
+    slots = jax.tree.leaves(owned, is_leaf=is_hidden)
+    slot_tree: Any = jax.tree.structure(owned, is_leaf=is_hidden)
+    parts = slot_tree.flatten_up_to(_unwrap(params))  # a hidden slot may stand for a whole subtree
+    current = jax.tree.map(
+        lambda p, v: p.astype(v.dtype),
+        jax.tree.unflatten(
+            jax.tree.structure(owned),
+            [p for p, slot in zip(parts, slots, strict=True) if not is_hidden(slot)],
+        ),
+        owned,
+    )
+    solver = state.solver
+    solution, _ = _solve(solver.plan, solver.strengths, subproblem, current, solver.warm)
+    remaining = iter(jax.tree.leaves(solution))
+    leaves: list[Any] = []
+    for part, slot in zip(parts, slots, strict=True):
+        if is_hidden(slot):
+            leaves.extend(jax.tree.leaves(part))
+        else:
+            leaves.append(jnp.where(state.count > 0, next(remaining).astype(part.dtype), part))
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def solver_stats(opt_state: Any) -> dict[str, Any]:
+    """How hard the last step's subproblems were, and how exactly they were solved.
+
+    Args:
+      opt_state: as in `structured_params`.
+
+    Returns:
+      A flat dict: `iterations` and `residual` (maximum over arrays), and `iterations/PATH`, `residual/PATH` of each
+      regularized array. The residual is a certified bound on the least ||s||, s in dQ(What_t) (condition (7) of the
+      paper), in the units of the gradient times the weight s_t. Python numbers, or tracers under jit, or arrays where
+      the state is replicated.
+
+    Raises:
+      ValueError: if `opt_state` holds no state of this library.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"kernel": jnp.arange(6.0).reshape(3, 2)}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(0.1))
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> sorted(rj.solver_stats(state))
+      ['iterations', 'iterations/kernel', 'residual', 'residual/kernel']
+    """
+    stats: dict[str, Any] = {}
+    iterations, residuals = [], []
+    for state in find_states(opt_state):
+        if not isinstance(state.solver, SolverState):
+            continue
+        for k, entry in enumerate(state.solver.plan.entries):
+            iterations.append(state.solver.iterations[..., k])
+            residuals.append(state.solver.residual[..., k])
+            stats[f"iterations/{entry.path}"] = iterations[-1]
+            stats[f"residual/{entry.path}"] = residuals[-1]
+    zero = jnp.zeros([], jnp.int32)
+    stats["iterations"] = jnp.max(jnp.stack(iterations), axis=0) if iterations else zero
+    stats["residual"] = jnp.max(jnp.stack(residuals), axis=0) if residuals else 0.0 * zero
+    return {name: _numerics.as_number(value) for name, value in sorted(stats.items())}
