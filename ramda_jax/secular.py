@@ -8,9 +8,9 @@ x = 0 iff ||b|| <= level. Otherwise x = b / (D + level / r) where r = ||x|| is t
 
 h is the power mean of order -2 of the functions (D_i r + level) / |b_i|, which are linear and positive: concave, and
 increasing. So Newton's method on h(r) = 1 from any r below the root increases to it, quadratically, with no
-safeguard; from above one step lands below. With x(r) = b / (D + level / r),
+safeguard; from above one step lands below. With y = b / (D r + level),
 
-    r <- r + (||x|| - r) / a,        a = sum(D x^2 / (D + level / r)) / sum(x^2),   in (0, 1].
+    r <- r + r (phi - 1) / a,        phi = ||y||,   a = sum(y^2 D r / (D r + level)) / phi^2,   in (0, 1].
 
 A free start, never above the root, is one step from r = 0:  r0 = (||b|| - level) ||b||^2 / sum(D b^2).
 
@@ -30,8 +30,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Sums of squares in this range neither overflow nor lose anything to underflow in float32.
-_SAFE_LOW, _SAFE_HIGH = 1e-30, 1e30
+# Sums of squares in this range, and their powers 3/2, neither overflow nor underflow in float32.
+_SAFE_LOW, _SAFE_HIGH = 1e-24, 1e24
 
 # Newton updates at most; over adversarial data 12 were never exceeded, so this only bounds a NaN or a bug.
 MAX_ITERATIONS = 30
@@ -60,8 +60,9 @@ class Start(NamedTuple):
 
     zero: chex.Array  # bool
     norm: chex.Array  # ||b||
-    r: chex.Array  # the free start, in scaled units
-    b_unit: chex.Array
+    r: chex.Array  # the free start
+    average: chex.Array  # ||b||^2 / sum(D b^2), an average of 1 / D
+    b_unit: chex.Array  # norm is in units of b_unit, r in units of b_unit / d_unit
     d_unit: chex.Array
 
 
@@ -84,9 +85,8 @@ def _start_in_units(b, d, level, axes, b_unit, d_unit) -> Start:
     norm2 = _sum(bb, axes)
     norm = jnp.sqrt(norm2)
     zero = norm <= level  # False for a NaN: it must not vanish into a zero group
-    # ||b||^2 / sum(D b^2) is an average of 1 / D.
     average = norm2 / jnp.where(zero, 1.0, _sum(d * bb, axes))
-    return Start(zero, norm, (norm - level) * average, b_unit, d_unit)
+    return Start(zero, norm, (norm - level) * average, average, b_unit, d_unit)
 
 
 def start(problem: GroupProblem) -> Start:
@@ -96,12 +96,11 @@ def start(problem: GroupProblem) -> Start:
     one = jnp.ones_like(_sum(b, axes))
     first = _start_in_units(b, d, problem.level, axes, one, one)
     largest = jnp.max(jnp.abs(b), axis=axes, keepdims=True, initial=0.0)
-    longest = jnp.max(jnp.abs(b) / d, axis=axes, keepdims=True, initial=0.0)  # bounds |x|
-    in_range = (
-        (first.norm**2 > _SAFE_LOW) & (first.norm**2 < _SAFE_HIGH) & (longest**2 < _SAFE_HIGH)
-    )
-    in_range &= first.zero | (first.r**2 > _SAFE_LOW)
-    in_range |= ~(largest > 0)  # nothing to scale in all-zero groups, nor where there is a NaN
+    squares = jnp.stack([first.norm**2, first.norm**2 / first.average])
+    in_range = jnp.all((squares > _SAFE_LOW) & (squares < _SAFE_HIGH), axis=0)
+    # A sum that underflowed is right to be a zero group if the threshold did not; nothing can be
+    # scaled in all-zero groups, nor where there is a NaN.
+    in_range |= (first.zero & (problem.level > 1e-15)) | ~(largest > 0)
     if b.dtype == jnp.float64:
         return first
 
@@ -115,17 +114,13 @@ def start(problem: GroupProblem) -> Start:
     return jax.lax.cond(jnp.all(in_range), lambda: first, rescaled)
 
 
-class _Evaluation(NamedTuple):
-    norm: chex.Array  # ||x(r)||
-    slope: chex.Array  # a
-
-
-def _evaluate(b, d, mu, axes) -> _Evaluation:
-    q = 1 / (d + mu)
-    x = b * q
-    xx = x * x
-    norm2 = _sum(xx, axes)
-    return _Evaluation(jnp.sqrt(norm2), _sum(xx * (d * q), axes) / norm2)
+def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
+    """(phi(r), a): in terms of x(r) / r, whose squares are near 1 whatever the units of r."""
+    q = 1 / (d * r + level)
+    y = b * q
+    yy = y * y
+    phi2 = _sum(yy, axes)
+    return jnp.sqrt(phi2), _sum(yy * (d * r * q), axes) / phi2
 
 
 def _scaled(problem: GroupProblem, begin: Start, tie: Callable) -> tuple[chex.Array, ...]:
@@ -203,23 +198,22 @@ def _newton_step(
     # Tied to the carry, the pieces are recomputed in the loop, not hoisted out of it and kept.
     tie = lambda x: jax.lax.optimization_barrier((x, r))[0]
     b, d, level = _scaled(problem, begin, tie)
-    norm, slope = _evaluate(b, d, level / r, problem.axes)
-    here = jnp.abs(norm / r - 1)  # |1 - phi| at r, measured
-    done = error <= tolerance
+    phi, slope = _evaluate(b, d, level, r, problem.axes)
+    here = jnp.abs(phi - 1)
+    target = r + r * ((phi - 1) / slope)
     if problem.cap is None:
-        new = jnp.maximum(r + (norm - r) / slope, begin.r)
+        new = jnp.maximum(target, begin.r)
         relative = (new - r) / jnp.minimum(new, r)
-        bound = 0.375 * relative * relative * jnp.maximum(1.0, r / norm)
-        bound = jnp.where(
-            bound >= 0.5, jnp.inf, bound / (1 - bound)
-        )  # |1 - phi| from |1 - h|; a NaN stays
+        bound = 0.375 * relative * relative * jnp.maximum(1.0, 1 / phi)
+        # From |1 - h| to |1 - phi|; a NaN stays one.
+        bound = jnp.where(bound >= 0.5, jnp.inf, bound / (1 - bound))
     else:
         cap = problem.cap * (begin.d_unit / begin.b_unit)
-        new = r + (norm - r) / slope
-        no_root = (norm > r) & ((slope <= 0) | (new >= cap) | (r >= cap))
-        new = jnp.where(no_root, cap, jnp.clip(new, jnp.minimum(begin.r, cap), cap))
+        no_root = (phi > 1) & ((slope <= 0) | (target >= cap) | (r >= cap))
+        new = jnp.where(no_root, cap, jnp.clip(target, jnp.minimum(begin.r, cap), cap))
         bound = jnp.where(no_root | jnp.isnan(here), 0.0, jnp.inf)
     reached = here <= tolerance
+    done = error <= tolerance
     new_error = jnp.where(reached, here, bound)
     return jnp.where(done | reached, r, new), jnp.where(done, error, new_error)
 

@@ -45,8 +45,8 @@ class NuclearNorm(base.Regularizer):
 
     @staticmethod
     def matrix(x: chex.Array) -> chex.Array:
-        """x as a matrix: leading axes flattened."""
-        return x.reshape(-1, x.shape[-1])
+        """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
+        return x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return min(base.size(shape[:-1]), shape[-1])
@@ -56,8 +56,8 @@ class NuclearNorm(base.Regularizer):
 
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         u, s, vt = jnp.linalg.svd(self.matrix(x), full_matrices=False)
-        kept = jnp.maximum(s - step * self.strength, 0.0).astype(x.dtype)
-        return ((u * kept) @ vt).reshape(x.shape)
+        kept = jnp.maximum(s - step * self.strength, 0.0).astype(s.dtype)
+        return ((u * kept) @ vt).reshape(x.shape).astype(x.dtype)
 
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         metric = jnp.broadcast_to(jnp.asarray(metric, x.dtype), x.shape)
@@ -79,10 +79,8 @@ class NuclearNorm(base.Regularizer):
 
         A stored matrix of low rank is of low rank only up to rounding of its entries.
         """
-        compute = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        s = self.group_norms(compute)
-        rows, columns = self.matrix(x).shape
-        relative = max(rows, columns) * float(jnp.finfo(compute.dtype).eps)
+        s = self.group_norms(x)
+        relative = max(self.matrix(x).shape) * float(jnp.finfo(s.dtype).eps)
         relative = max(relative, 4 * float(jnp.finfo(x.dtype).eps))
         return s <= relative * jnp.max(s, initial=0.0)
 

@@ -14,7 +14,8 @@ from ramda_jax.solvers import base
 
 def _check(self: "ProximalGradient | AcceleratedProximalGradient") -> None:
     name = type(self).__name__
-    _validation.check_integer(f"{name}.max_iterations", self.max_iterations, 1)
+    if self.max_iterations is not None:
+        _validation.check_integer(f"{name}.max_iterations", self.max_iterations, 1)
     _validation.check_integer(f"{name}.min_iterations", self.min_iterations, 1)
     if self.rtol is not None:
         _validation.check_nonnegative(f"{name}.rtol", self.rtol)
@@ -89,7 +90,7 @@ class AcceleratedProximalGradient(base.Solver):
     and never accepts a step that increases Q. It keeps one array of the parameter's size.
 
     Args:
-      max_iterations: at most; >= 1.
+      max_iterations: at most; >= 1. None: 500, or 20,000 for float64, which is there for verification.
       rtol: as in `ProximalGradient`; None (the default): no such rule.
       tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-4, or 1e-11 for float64.
       min_iterations: before the rule of `rtol` may stop.
@@ -101,7 +102,7 @@ class AcceleratedProximalGradient(base.Solver):
     gradient schemes, FoCM 2015.
     """
 
-    max_iterations: int = 1000
+    max_iterations: int | None = None
     rtol: float | None = None
     tolerance: float | None = None
     min_iterations: int = 1
@@ -122,11 +123,11 @@ class AcceleratedProximalGradient(base.Solver):
 
     def _solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
         smooth, psi, weight = problem.smooth(), problem.psi, problem.weight
-        tolerance = self.tolerance
-        if tolerance is None:
-            tolerance = 1e-11 if warm.dtype == jnp.float64 else 1e-4
+        double = warm.dtype == jnp.float64
+        limit = self.max_iterations or (20_000 if double else 500)
+        tolerance = self.tolerance or (1e-11 if double else 1e-4)
         settings = first_order.Settings(
-            self.max_iterations, self.min_iterations, self.rtol, tolerance, accelerated=True
+            limit, self.min_iterations, self.rtol, tolerance, accelerated=True
         )
         better = smooth.decrease(problem.start, warm) + weight * (
             psi.value(problem.start) - psi.value(warm)
