@@ -7,7 +7,7 @@ The optimality condition of z+ gives a subgradient of Q there for nothing,
 
     s = (D - 1/theta) (z+ - y)   in   dQ(z+),
 
-whose norm certifies condition (7). No step that increases Q is accepted.
+whose norm certifies condition (7). No step that increases Q by more than rounding is accepted.
 """
 
 from __future__ import annotations
@@ -97,10 +97,11 @@ def minimise(
         new = jnp.where(active, psi.prox(forward, weight / curvature), zeros)
         s = jnp.where(active, (smooth.d - curvature) * (new - c.y), zeros)
         residual = jnp.linalg.norm(jnp.ravel(s))
-        decrease = smooth.decrease(c.z, new) + weight * (psi.value(c.z) - psi.value(new))
+        old_penalty = weight * psi.value(c.z)
+        decrease = smooth.decrease(c.z, new) + (old_penalty - weight * psi.value(new))
         count = c.count + 1
         plain = c.speed <= 1.0
-        worse = decrease < 0
+        worse = decrease < -4 * jnp.finfo(start.dtype).eps * old_penalty  # more than rounding of psi
         objective = jnp.where(worse, c.objective, c.objective - decrease)
         done = jnp.isnan(decrease) | (worse & plain)  # a plain step fails only by rounding
         if settings.tolerance is not None:

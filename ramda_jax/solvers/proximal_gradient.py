@@ -92,7 +92,7 @@ class AcceleratedProximalGradient(base.Solver):
     Args:
       max_iterations: at most; >= 1. None: 500, or 20,000 for float64, which is there for verification.
       rtol: as in `ProximalGradient`; None (the default): no such rule.
-      tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-4, or 1e-11 for float64.
+      tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-4, or 1e-13 for float64.
       min_iterations: before the rule of `rtol` may stop.
 
     Raises:
@@ -125,7 +125,7 @@ class AcceleratedProximalGradient(base.Solver):
         smooth, psi, weight = problem.smooth(), problem.psi, problem.weight
         double = warm.dtype == jnp.float64
         limit = self.max_iterations or (20_000 if double else 500)
-        tolerance = self.tolerance or (1e-11 if double else 1e-4)
+        tolerance = self.tolerance or (1e-13 if double else 1e-4)
         settings = first_order.Settings(
             limit, self.min_iterations, self.rtol, tolerance, accelerated=True
         )
