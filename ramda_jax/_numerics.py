@@ -69,7 +69,7 @@ def compensated_add(
 
 
 def as_number(x: Any) -> Any:
-    """A Python number where x is a concrete 0-d array, else x."""
-    if isinstance(x, jax.core.Tracer) or jnp.ndim(x) > 0:
+    """A Python number where x is a concrete 0-d array, else x (a tracer, or one value per replica)."""
+    if isinstance(x, jax.core.Tracer) or jnp.ndim(x) > 0 or not hasattr(x, "item"):
         return x
-    return jnp.asarray(x).item()
+    return x.item()

@@ -101,7 +101,9 @@ def minimise(
         decrease = smooth.decrease(c.z, new) + (old_penalty - weight * psi.value(new))
         count = c.count + 1
         plain = c.speed <= 1.0
-        worse = decrease < -4 * jnp.finfo(start.dtype).eps * old_penalty  # more than rounding of psi
+        worse = (
+            decrease < -4 * jnp.finfo(start.dtype).eps * old_penalty
+        )  # more than rounding of psi
         objective = jnp.where(worse, c.objective, c.objective - decrease)
         done = jnp.isnan(decrease) | (worse & plain)  # a plain step fails only by rounding
         if settings.tolerance is not None:
