@@ -30,7 +30,7 @@ def safe_divide(numerator: chex.Array, denominator: chex.Array, default: float) 
 
 def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:
     """sign(x) max(|x| - level, 0), elementwise. A NaN stays a NaN."""
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - level, 0.0)
+    return x - jnp.clip(x, -level, level)  # +0, never -0, inside
 
 
 def cbrt(x: chex.Array) -> chex.Array:

@@ -141,7 +141,9 @@ def test_groups_of_size_one_are_the_lasso():
 def test_a_large_gamma_is_the_group_lasso_and_large_groups_are_not_shrunk():
     x, metric = (jnp.asarray(a) for a in arrays(8))
     lasso = rj.GroupLasso(0.3).weighted_prox(x, metric, 1.0)
-    np.testing.assert_allclose(rj.GroupMCP(0.3, 1e9).weighted_prox(x, metric, 1.0), lasso, atol=1e-7)
+    np.testing.assert_allclose(
+        rj.GroupMCP(0.3, 1e9).weighted_prox(x, metric, 1.0), lasso, atol=1e-7
+    )
     far = 1e3 * x
     np.testing.assert_allclose(rj.GroupMCP(0.3, 3.0).weighted_prox(far, metric, 1.0), far)
 
@@ -150,7 +152,11 @@ def test_a_large_gamma_is_the_group_lasso_and_large_groups_are_not_shrunk():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_zero_strength_is_the_identity_and_a_zero_array_stays_zero(name, dtype):
     ours, _ = PAIRS[name]
-    free = jax.tree.map(lambda _: 0.0, ours) if not name.startswith("GroupMCP") else rj.GroupMCP(0.0, 2.0)
+    free = (
+        jax.tree.map(lambda _: 0.0, ours)
+        if not name.startswith("GroupMCP")
+        else rj.GroupMCP(0.0, 2.0)
+    )
     x = jnp.asarray(arrays(9)[0], dtype)
     metric = jnp.asarray(arrays(9)[1], dtype)
     eps = float(jnp.finfo(dtype).eps)
@@ -172,14 +178,17 @@ def test_screening_predicts_exactly_the_zero_groups(name, step):
     ours, _ = PAIRS[name]
     x, metric = (jnp.asarray(a) for a in arrays(10))
     solution = ours.weighted_prox(x, metric, step)
-    np.testing.assert_array_equal(
-        ours.screen(metric * x, metric, step), ours.zero_groups(solution)
-    )
+    np.testing.assert_array_equal(ours.screen(metric * x, metric, step), ours.zero_groups(solution))
 
 
 def test_gradient_of_the_objective_is_finite_at_zero_groups():
     x = jnp.zeros((4, 3)).at[0].set(1.0)
-    for psi in (rj.GroupLasso(0.1), rj.SparseGroupLasso(0.1, 0.1), rj.GroupMCP(0.1, 3.0), rj.L1(0.1)):
+    for psi in (
+        rj.GroupLasso(0.1),
+        rj.SparseGroupLasso(0.1, 0.1),
+        rj.GroupMCP(0.1, 3.0),
+        rj.L1(0.1),
+    ):
         assert np.isfinite(jax.grad(psi.value)(x)).all()
 
 

@@ -27,9 +27,22 @@ def regularizer(cls: Any) -> Any:
     """Class decorator: a frozen dataclass that is a pytree whose leaves are its non-static fields."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
-    static = [f.name for f in fields if f.metadata.get("static")]
-    leaves = [f.name for f in fields if f.name not in static]
-    return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+    leaves = tuple(f.name for f in fields if f.name not in static)
+
+    def flatten_with_keys(self: Any) -> tuple[Any, Any]:
+        children = tuple((jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in leaves)
+        return children, tuple(getattr(self, n) for n in static)
+
+    def unflatten(settings: Any, children: Any) -> Any:
+        # Not through __init__, which checks values: JAX puts placeholders of any kind into pytrees.
+        self = object.__new__(cls)
+        for name, value in zip((*leaves, *static), (*children, *settings), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
 
 
 class Regularizer(abc.ABC):

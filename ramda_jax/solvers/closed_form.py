@@ -12,7 +12,7 @@ from ramda_jax.solvers import base
 
 @dataclasses.dataclass(frozen=True)
 class ClosedForm(base.Solver):
-    """X = prox of (weight / D) psi at x0 - v / D: exact, so the residual is 0 and so are the iterations."""
+    """X = prox of (weight / D) psi at x0 - v / D: exact up to rounding, which is the residual; no iterations."""
 
     def supports(self, psi: Regularizer) -> bool:
         return psi.closed_form
@@ -32,4 +32,6 @@ class ClosedForm(base.Solver):
             x = problem.psi.prox(free, problem.weight / d)
         else:
             x = problem.psi.weighted_prox(free, d, problem.weight)
-        return base.LeafSolution(x, warm, jnp.zeros([], jnp.int32), jnp.zeros([], x.dtype))
+        # Exact but for rounding of x; a NaN or an infinity shows here, too.
+        rounding = jnp.finfo(x.dtype).eps * jnp.linalg.norm(jnp.ravel(d * x))
+        return base.LeafSolution(x, warm, jnp.zeros([], jnp.int32), rounding)
