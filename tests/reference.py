@@ -20,6 +20,7 @@ Step counts: k is the 0-based global count that schedules and restart_steps see,
 in the stage.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -386,7 +387,7 @@ def minimise_entries(b: Array, D: Array, w: float, reg: Entrywise) -> Array:
     there. The lowest candidate wins.
     """
     kinks = sorted(reg.kinks)
-    inner = [(p + q) / 2 for p, q in zip(kinks[:-1], kinks[1:], strict=True)]
+    inner = [(p + q) / 2 for p, q in itertools.pairwise(kinks)]
     insides = [kinks[0] - 1, *inner, kinks[-1] + 1]
     bound = 1.000001 * np.maximum(np.abs(b / D), max(map(abs, kinks)))  # F' points inwards there
     edges = [-bound, *(np.full_like(b, k) for k in kinks), bound]

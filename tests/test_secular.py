@@ -1,6 +1,7 @@
 """Newton's method on the secular equation: against bisection in float64, and against its own theory."""
 
 import functools
+import itertools
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -136,7 +137,7 @@ def test_iterates_increase_to_the_root_from_below():
         b, d, level = adversarial(rng, 100, 20, 1e6, np.float64)
         root = newton(b, d, level)[1]
         radii = [newton(b, d, level, max_iterations=k)[1] for k in range(1, 8)]
-        for earlier, later in zip(radii, radii[1:], strict=False):
+        for earlier, later in itertools.pairwise(radii):
             assert np.all(later >= earlier * (1 - 1e-12))
             assert np.all(later <= root * (1 + 1e-9))
 

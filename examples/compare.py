@@ -1,0 +1,91 @@
+"""Trains every method of a recipe and puts them side by side: `python -m examples.compare RECIPE
+[--seeds N] ...`.
+
+Leaves a folder per run as `examples.train` does, and `comparison.csv` and `comparison.png` over all
+of them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from examples import loop, plots, report
+from examples.recipe import Recipe, RecipeError, Run, field_types, make_run, split_overrides
+from examples.recipes import find
+from examples.train import argument_parser, make_folder, run_command, train_into
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 if a method diverged, 2 if what was asked for is wrong."""
+    parser = argument_parser(
+        "python -m examples.compare", "Train every method of a recipe, side by side."
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs per method, from seed on (default: 1)",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    console = Console()
+    return run_command(lambda: _compare(options, console))
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    if options.seeds < 1:
+        raise RecipeError(f"--seeds: expected at least 1, got {options.seeds}")
+    recipe = find(options.recipe)
+    runs = method_runs(recipe, options.scale, split_overrides(options.overrides))
+    out = options.out or Path("runs") / f"{recipe.name}-compare"
+    dataset = recipe.load(options.data_dir)
+    results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
+    for run in runs:
+        program = loop.prepare(run, dataset)
+        fits = []
+        for seed in range(run.settings.seed, run.settings.seed + options.seeds):
+            folder = make_folder(
+                out / (run.optimizer if options.seeds == 1 else f"{run.optimizer}-seed{seed}")
+            )
+            fits.append(train_into(folder, program, dataset, seed, console))
+        results.append((run, program, fits))
+    with report.csv_log(out / "comparison.csv") as log:
+        for run, _, fits in results:
+            for fit in fits:
+                log({"optimizer": run.optimizer, "seed": fit.seed, **fit.rows[-1]})
+    plots.plot_comparison(out / "comparison.png", [(run, fits[0]) for run, _, fits in results])
+    console.print(report.result_table(results))
+    console.print(
+        f"comparison.csv, comparison.png and a folder per run are in {out}", soft_wrap=True
+    )
+    diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
+    if diverged:
+        print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
+    return int(bool(diverged))
+
+
+def method_runs(recipe: Recipe, scale: str, overrides: dict[str, str]) -> list[Run]:
+    """A run per method of the recipe; a field that only some methods have is set for those."""
+    known = {
+        name: set(field_types(recipe.settings)) | set(field_types(method))
+        for name, method in recipe.methods.items()
+    }
+    for name in overrides:
+        if not any(name in fields for fields in known.values()):
+            raise RecipeError(f"{name}: no method of {recipe.name} has such a field")
+    return [
+        make_run(
+            recipe,
+            method,
+            scale,
+            {name: text for name, text in overrides.items() if name in known[method]},
+        )
+        for method in recipe.methods
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

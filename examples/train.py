@@ -1,0 +1,119 @@
+"""Trains one recipe with one method: `python -m examples.train RECIPE [--optimizer NAME]
+[field=value ...]`.
+
+Leaves `metrics.csv`, `summary.json` and `curves.png` in the output folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import ramda_jax as rj
+from examples import loop, plots, report
+from examples.data import DataError, Dataset
+from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
+from examples.recipes import RECIPES, find
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 if training diverged, 2 if what was asked for is wrong."""
+    parser = argument_parser("python -m examples.train", "Train one recipe with one method.")
+    parser.add_argument(
+        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    console = Console()
+    return run_command(lambda: _train(options, console))
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    run = make_run(
+        find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
+    )
+    dataset = run.recipe.load(options.data_dir)
+    program = loop.prepare(run, dataset)
+    out = make_folder(options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}")
+    console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
+    assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
+    console.print(assignment, markup=False, highlight=False, soft_wrap=True)
+    fit = train_into(out, program, dataset, run.settings.seed, console)
+    console.print(report.result_table([(run, program, [fit])]))
+    console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
+    if fit.diverged:
+        print(
+            f"the objective is not finite after epoch {len(fit.rows)}: training diverged",
+            file=sys.stderr,
+        )
+    return int(fit.diverged)
+
+
+def train_into(
+    out: Path, program: loop.Program, dataset: Dataset, seed: int, console: Console
+) -> loop.Fit:
+    """Trains from one seed and leaves the run's three files in `out`."""
+    run: Run = program.run
+    with report.csv_log(out / "metrics.csv") as log, report.progress_bar(console, run) as advance:
+
+        def on_epoch(row: loop.Row) -> None:
+            log(row)
+            advance(row)
+
+        fit = loop.fit(program, seed, on_epoch)
+    report.write_json(out / "summary.json", report.summary(run, program, fit, dataset))
+    plots.plot_run(out / "curves.png", run, fit)
+    return fit
+
+
+def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """What the commands of this package have in common."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help=", ".join(f"{r.name} ({r.title})" for r in RECIPES.values()),
+    )
+    parser.add_argument(
+        "--scale",
+        default="paper",
+        metavar="|".join(SCALES),
+        help="how long to train (default: paper)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for what the run leaves (default: under runs)",
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder with the data (default: built-in data)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="settings that differ from the recipe's"
+    )
+    return parser
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """The command's exit status; what the user can put right is one line on stderr and 2."""
+    try:
+        return command()
+    except (RecipeError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"--out {path}: expected a folder that can be written ({error.strerror})"
+        ) from error
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

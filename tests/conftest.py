@@ -1,0 +1,28 @@
+"""What every test module needs before JAX starts: eight fake CPU devices, hypothesis profiles."""
+
+import os
+
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis  # noqa: E402  (the flags above must be set before anything imports jax)
+
+# A first call compiles, so time limits per example say nothing. Examples are derived from the test,
+# so a failure in CI is a failure here; HYPOTHESIS_PROFILE=search looks for new ones, for longer.
+hypothesis.settings.register_profile(
+    "default_ramda",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "search",
+    parent=hypothesis.settings.get_profile("default_ramda"),
+    derandomize=False,
+    max_examples=1000,
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default_ramda"))
