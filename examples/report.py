@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from examples.recipe import Recipe, Run
 
 OnEpoch = Callable[[Row], None]
 
-_PACKAGES = ("ramda_jax", "jax", "jaxlib", "optax", "flax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 @contextmanager
@@ -150,8 +150,9 @@ def summary(run: Run, program: Program, fit: Fit, dataset: Dataset) -> dict[str,
             "count": jax.device_count(),
         },
         "versions": {
+            "ramda_jax": rj.__version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: version(name) for name in _PACKAGES},
         },
     }
 
@@ -171,10 +172,3 @@ def _finite_or_none(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_finite_or_none(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -28,6 +28,11 @@ def safe_divide(numerator: chex.Array, denominator: chex.Array, default: float) 
     return jnp.where(zero, default, numerator / jnp.where(zero, 1.0, denominator))
 
 
+def norm(x: chex.Array) -> chex.Array:
+    """||x|| over all entries. Not `jnp.linalg.norm`: it reshapes, which an explicit mesh refuses for cut arrays."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
 def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:
     """sign(x) max(|x| - level, 0), elementwise. A NaN stays a NaN."""
     return x - jnp.clip(x, -level, level)  # +0, never -0, inside

@@ -1,18 +1,22 @@
-"""Checks of constants that users type. Traced and array values pass unchecked: they cannot be compared in Python."""
+"""Checks of constants that users type. Traced values pass unchecked: they cannot be compared in Python."""
 
 import itertools
 import math
 import numbers
 from typing import Any
 
+import jax
 import numpy as np
 
 
 def _concrete(value: Any) -> float | None:
-    """`value` as a float if it is a plain number, else None (schedule, array, tracer)."""
-    if isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool):
+    """`value` as a float if it is a number or a concrete 0-d array, else None (schedule, tracer)."""
+    if isinstance(value, (bool, jax.core.Tracer)):
+        return None
+    if isinstance(value, (numbers.Real, np.number, np.ndarray)):
         return float(value)
-    return None
+    is_here = isinstance(value, jax.Array) and value.is_fully_addressable
+    return float(value) if is_here else None
 
 
 def _reject_other_types(name: str, value: Any) -> None:

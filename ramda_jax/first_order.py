@@ -18,6 +18,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ramda_jax import _numerics
+
 if TYPE_CHECKING:  # regularizers without a closed form use this module
     from ramda_jax.regularizers.base import Regularizer
 
@@ -68,6 +70,7 @@ class _Carry(NamedTuple):
     z: chex.Array
     y: chex.Array
     speed: chex.Array  # Nesterov's t_k
+    penalty: chex.Array  # weight psi(z)
     objective: chex.Array
     residual: chex.Array
     done: chex.Array
@@ -87,7 +90,7 @@ def minimise(
     # Screened groups are not part of the problem any more: they do not limit the step either.
     largest = jnp.max(jnp.where(active, smooth.d, 0.0), initial=0.0)
     curvature = jnp.where(largest > 0, largest, 1.0) * (1.0 if psi.convex else 2.0)
-    scale = jnp.linalg.norm(jnp.ravel(smooth.at_zero()))
+    scale = _numerics.norm(smooth.at_zero())
 
     def unfinished(c: _Carry) -> chex.Array:
         return (c.count < settings.max_iterations) & ~c.done
@@ -96,41 +99,41 @@ def minimise(
         forward = c.y - smooth.gradient(c.y) / curvature
         new = jnp.where(active, psi.prox(forward, weight / curvature), zeros)
         s = jnp.where(active, (smooth.d - curvature) * (new - c.y), zeros)
-        residual = jnp.linalg.norm(jnp.ravel(s))
-        old_penalty = weight * psi.value(c.z)
-        decrease = smooth.decrease(c.z, new) + (old_penalty - weight * psi.value(new))
+        residual = _numerics.norm(s)
+        penalty = weight * psi.value(new)
+        decrease = smooth.decrease(c.z, new) + (c.penalty - penalty)
         count = c.count + 1
-        plain = c.speed <= 1.0
-        worse = (
-            decrease < -4 * jnp.finfo(start.dtype).eps * old_penalty
-        )  # more than rounding of psi
-        objective = jnp.where(worse, c.objective, c.objective - decrease)
-        done = jnp.isnan(decrease) | (worse & plain)  # a plain step fails only by rounding
+        # More than rounding of psi. A plain step cannot increase Q but by rounding: then it is the last.
+        worse = decrease < -4 * jnp.finfo(start.dtype).eps * c.penalty
+        rejected = worse & (c.speed > 1.0)
+        done = jnp.isnan(decrease) | (worse & ~rejected)
+        objective = jnp.where(rejected, c.objective, c.objective - decrease)
         if settings.tolerance is not None:
-            done |= ~worse & (residual <= settings.tolerance * scale)
+            done |= ~rejected & (residual <= settings.tolerance * scale)
         if settings.rtol is not None:
             small = decrease / (jnp.abs(objective) + 1) < settings.rtol
-            done |= ~worse & small & (count >= settings.min_iterations)
-        z = jnp.where(worse, c.z, new)
+            done |= ~rejected & small & (count >= settings.min_iterations)
+        z = jnp.where(rejected, c.z, new)
         y, speed = z, jnp.ones_like(c.speed)
         if settings.accelerated:
-            y, speed = _extrapolate(c, new, worse)
-        residual = jnp.where(worse, c.residual, residual)
-        return _Carry(count, z, y, speed, objective, residual, done)
+            y, speed = _extrapolate(c, new, rejected)
+        residual = jnp.where(rejected, c.residual, residual)
+        penalty = jnp.where(rejected, c.penalty, penalty)
+        return _Carry(count, z, y, speed, penalty, objective, residual, done)
 
     one = jnp.ones_like(scale)
-    objective = smooth.value(start) + weight * psi.value(start)
-    first = _Carry(
-        jnp.zeros([], jnp.int32), start, start, one, objective, jnp.inf * one, jnp.asarray(False)
-    )
+    penalty = weight * psi.value(start)
+    objective = smooth.value(start) + penalty
+    count, done = jnp.zeros([], jnp.int32), jnp.asarray(False)
+    first = _Carry(count, start, start, one, penalty, objective, jnp.inf * one, done)
     last = jax.lax.while_loop(unfinished, iterate, first)
     return Result(last.z, last.residual, last.count)
 
 
-def _extrapolate(c: _Carry, new: chex.Array, worse: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _extrapolate(c: _Carry, new: chex.Array, rejected: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Nesterov's momentum, restarted when it points uphill (O'Donoghue & Candes, 2015) or Q went up."""
-    uphill = jnp.vdot(c.y - new, new - c.z) > 0
+    uphill = jnp.sum((c.y - new) * (new - c.z)) > 0
     next_speed = 0.5 * (1 + jnp.sqrt(1 + 4 * c.speed * c.speed))
     factor = jnp.where(uphill, 0.0, (c.speed - 1) / next_speed)
-    y = jnp.where(worse, c.z, new + factor * (new - c.z))
-    return y, jnp.where(worse | uphill, jnp.ones_like(c.speed), next_speed)
+    y = jnp.where(rejected, c.z, new + factor * (new - c.z))
+    return y, jnp.where(rejected | uphill, jnp.ones_like(c.speed), next_speed)

@@ -36,7 +36,9 @@ def multistep(learning_rate: Any, milestone_steps: Any, factor: Any = 0.1) -> op
 
     def schedule(count: chex.Numeric) -> chex.Array:
         stage = jnp.sum(jnp.asarray(count) >= jnp.asarray(steps, jnp.int32)) if steps else 0
-        return _numerics.as_scalar(learning_rate) * _numerics.as_scalar(factor) ** stage
+        return _numerics.as_scalar(learning_rate) * _numerics.as_scalar(
+            factor
+        ) ** _numerics.as_scalar(stage)
 
     return schedule
 

@@ -367,7 +367,15 @@ def on_one_device(method: Method, regularizer: Callable[..., Any]) -> tuple[Any,
     return tx, jax.device_get(run(tx, *arrays)[0])
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+def put_on(mesh: jax.sharding.Mesh, specs: Tree, tree: Tree) -> Tree:
+    """The tree on the mesh, sharded as the specs say."""
+    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+
+
+needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+
+
+@needs_eight
 @every_method
 @pytest.mark.parametrize(
     ("regularizer", "axis_type"),
@@ -385,9 +393,7 @@ def test_sharded_parameters_and_state_keep_their_sharding_under_jit(
     specs = {name: spec for name, (_, spec) in SHARDED.items()}
     tx, expected = on_one_device(method, regularizer)
 
-    def put(spec_tree: Tree, tree: Tree) -> Tree:
-        return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), spec_tree))
-
+    put = functools.partial(put_on, mesh)
     with jax.set_mesh(mesh):
         params = put(specs, host_arrays(0.1, 0))
         state = tx.init(params)
@@ -418,6 +424,47 @@ def test_sharded_parameters_and_state_keep_their_sharding_under_jit(
         # The first call may place counters; after it nothing moves, so nothing recompiles.
         assert step._cache_size() <= 2
     chex.assert_trees_all_close(jax.device_get(params), expected, rtol=1e-5, atol=1e-6)
+
+
+# The rule rtol stops on rounding, which depends on the order of sums and hence on the sharding.
+TIGHT = {"max_iterations": 2000, "rtol": None, "tolerance": 1e-6}
+
+
+@needs_eight
+@pytest.mark.parametrize(
+    ("method", "regularizers", "solver"),
+    [
+        pytest.param(method, regularizers, solver, id=f"{method.name}-{name}")
+        for name, regularizers, solver, methods in [
+            ("exact", (rj.L1(0.2), rj.LHalf(0.2), rj.SparseGroupLasso(0.1, 0.1)), None, ...),
+            ("nuclear norm", (rj.NuclearNorm(0.2),), None, ...),
+            ("PG", (rj.GroupLasso(0.2),), rj.ProximalGradient(**TIGHT), "ramda"),
+            ("FISTA", (rj.GroupLasso(0.2),), rj.AcceleratedProximalGradient(**TIGHT), "ramda"),
+        ]
+        for method in EITHER_METRIC
+        if methods in (..., method.name)
+    ],
+)
+def test_every_solver_works_on_parameters_cut_across_an_explicit_mesh(
+    method: Method, regularizers: tuple[Any, ...], solver: Any
+) -> None:
+    shape, spec = SHARDED["conv"]
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(shape).astype(np.float32) for _ in regularizers]
+    options = {} if solver is None else {"solver": solver}
+    tx = method(list(regularizers), learning_rate=LAYER_RATE, **options)
+    expected, expected_state = run(tx, params, [params])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = put_on(mesh, [spec for _ in params], params)
+        found, state = jax.jit(make_step(tx))(sharded, tx.init(sharded), sharded)
+        structured = structured_params(state, found)
+        for leaf in jax.tree.leaves((found, structured)):
+            assert leaf.sharding.spec == spec
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-3, atol=1e-4)
+    close(jax.device_get(found), jax.device_get(expected))
+    wanted = structured_params(expected_state, expected)
+    close(jax.device_get(structured), jax.device_get(wanted))
 
 
 # ----------------------------------------------------------------------------- wrappers, one by one

@@ -74,7 +74,7 @@ class Ramda(base.Model):
         decay = _numerics.as_scalar(self.restart_eps_decay)
         return RamdaState(
             clock=clock,
-            eps=_numerics.as_scalar(self.eps) * decay**stage,
+            eps=_numerics.as_scalar(self.eps) * decay ** _numerics.as_scalar(stage),
             grad_sum=dual_averaging.add(state.grad_sum, weighted, restart),
             grad_sq_sum=dual_averaging.add(state.grad_sq_sum, squares, restart),
             anchor=dual_averaging.select(restart, params, state.anchor),
@@ -121,7 +121,8 @@ def ramda(
       solver: None (the best exact one per regularizer), `Newton`, `ProximalGradient` or `AcceleratedProximalGradient`.
       restart_steps: 0-based step counts at which a new stage starts: t, alpha, V, U are reset, W^0 is the current W.
       restart_eps_decay: > 0; eps is multiplied by it at each restart.
-      accumulator_dtype: dtype of V, U, W^0; None: the parameter's, but at least float32.
+      accumulator_dtype: dtype of V, U, W^0, as a string such as "float32" (a scalar type is callable, and
+        `optax.inject_hyperparams` would take it for a schedule); None: the parameter's, but at least float32.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes. `update` needs `params`.

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from ramda_jax import _validation, first_order
@@ -10,6 +11,23 @@ from ramda_jax.regularizers import base
 
 # `weighted_prox` has no closed form: accelerated proximal gradient to (nearly) working precision.
 _PROX_ITERATIONS = 5000
+
+
+def _on_explicit_mesh(x: chex.Array) -> bool:
+    mesh = jax.typeof(x).sharding.mesh
+    return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
+
+
+def _whole(x: chex.Array) -> chex.Array:
+    """x, whole on every device: no decomposition takes a matrix that an explicit mesh has cut."""
+    spec = jax.sharding.PartitionSpec()
+    return jax.sharding.reshard(x, spec) if _on_explicit_mesh(x) else x
+
+
+def _cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
+    """x, cut as `model` is on an explicit mesh."""
+    spec = jax.typeof(model).sharding.spec
+    return jax.sharding.reshard(x, spec) if _on_explicit_mesh(model) else x
 
 
 @base.regularizer
@@ -46,6 +64,7 @@ class NuclearNorm(base.Regularizer):
     @staticmethod
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
+        x = _whole(x)
         return x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
@@ -57,14 +76,14 @@ class NuclearNorm(base.Regularizer):
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         u, s, vt = jnp.linalg.svd(self.matrix(x), full_matrices=False)
         kept = jnp.maximum(s - step * self.strength, 0.0).astype(s.dtype)
-        return ((u * kept) @ vt).reshape(x.shape).astype(x.dtype)
+        return _cut_like(((u * kept) @ vt).reshape(x.shape).astype(x.dtype), x)
 
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        metric = jnp.broadcast_to(jnp.asarray(metric, x.dtype), x.shape)
+        metric = jnp.asarray(metric, x.dtype) * jnp.ones_like(x)
         tolerance = 1e-13 if x.dtype == jnp.float64 else 1e-6
         settings = first_order.Settings(_PROX_ITERATIONS, 1, None, tolerance, accelerated=True)
         smooth = first_order.Quadratic(jnp.zeros_like(x), x, metric)
-        active = jnp.broadcast_to(~self.screen(metric * x, metric, step), x.shape)
+        active = ~self.screen(metric * x, metric, step) & jnp.ones_like(x, bool)
         return first_order.minimise(smooth, self, step, x, active, settings).x
 
     def group_norms(self, x: chex.Array) -> chex.Array:

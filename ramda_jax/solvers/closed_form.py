@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import chex
 import jax.numpy as jnp
 
+from ramda_jax import _numerics
 from ramda_jax.regularizers.base import Regularizer
 from ramda_jax.solvers import base
 
@@ -33,5 +34,5 @@ class ClosedForm(base.Solver):
         else:
             x = problem.psi.weighted_prox(free, d, problem.weight)
         # Exact but for rounding of x; a NaN or an infinity shows here, too.
-        rounding = jnp.finfo(x.dtype).eps * jnp.linalg.norm(jnp.ravel(d * x))
+        rounding = jnp.finfo(x.dtype).eps * _numerics.norm(d * x)
         return base.LeafSolution(x, warm, jnp.zeros([], jnp.int32), rounding)

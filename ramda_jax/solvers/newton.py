@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _validation, secular
+from ramda_jax import _numerics, _validation, secular
 from ramda_jax.regularizers.base import Regularizer
 from ramda_jax.regularizers.group import GroupNorm
 from ramda_jax.solvers import base
@@ -69,7 +69,7 @@ class Newton(base.Solver):
         for k, (i, psi, group) in enumerate(grouped):
             x, zero = psi.finish(group, found.r[k], found.zero[k])
             r = jnp.where(zero, 0.0, found.r[k])
-            residual = jnp.linalg.norm(jnp.ravel(found.residual[k]))
+            residual = _numerics.norm(found.residual[k])
             solutions[i] = base.LeafSolution(x, r, found.iterations, residual)
         return [solutions[i] for i in range(len(problems))]
 

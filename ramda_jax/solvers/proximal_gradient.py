@@ -29,7 +29,19 @@ def _active(problem: base.LeafProblem, smooth: first_order.Quadratic) -> chex.Ar
     zero = psi.screen(smooth.at_zero(), smooth.d, problem.weight)
     if isinstance(psi, GroupNorm):
         zero = jnp.expand_dims(zero, psi.axes(problem.start.ndim))
-    return jnp.broadcast_to(~zero, problem.start.shape)
+    return ~zero & jnp.ones_like(problem.start, bool)
+
+
+def _best(
+    smooth: first_order.Quadratic, psi: Regularizer, weight: chex.Array, *points: chex.Array
+) -> chex.Array:
+    """The point with the smallest Q."""
+    best, best_value = points[0], psi.value(points[0])
+    for point in points[1:]:
+        value = psi.value(point)
+        better = smooth.decrease(best, point) + weight * (best_value - value) > 0
+        best, best_value = jnp.where(better, point, best), jnp.where(better, value, best_value)
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +98,8 @@ class ProximalGradient(base.Solver):
 class AcceleratedProximalGradient(base.Solver):
     """Proximal gradient with Nesterov's momentum and adaptive restart, warm-started from the last solution.
 
-    The default for the nuclear norm. It starts from whichever of W^{t-1} and the last step's solution has the smaller Q,
-    and never accepts a step that increases Q. It keeps one array of the parameter's size.
+    The default for the nuclear norm. It starts from whichever of W^{t-1}, the last step's solution and x0 - v / D has
+    the smallest Q, and never accepts a step that increases Q. It keeps one array of the parameter's size.
 
     Args:
       max_iterations: at most; >= 1. None: 500, or 20,000 for float64, which is there for verification.
@@ -129,10 +141,7 @@ class AcceleratedProximalGradient(base.Solver):
         settings = first_order.Settings(
             limit, self.min_iterations, self.rtol, tolerance, accelerated=True
         )
-        better = smooth.decrease(problem.start, warm) + weight * (
-            psi.value(problem.start) - psi.value(warm)
-        )
-        start = jnp.where(better > 0, warm, problem.start)
+        start = _best(smooth, psi, weight, problem.start, warm, smooth.x0 - smooth.v / smooth.d)
         active = _active(problem, smooth)
         result = first_order.minimise(smooth, psi, weight, start, active, settings)
         return base.LeafSolution(result.x, result.x, result.iterations, result.residual)

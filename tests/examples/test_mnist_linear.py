@@ -22,7 +22,7 @@ def write_idx(path, array):
 
 @pytest.fixture
 def idx_dir(tmp_path):
-    """Four small files in the format of full MNIST: digits that are bright bars, so that they can be learned."""
+    """Four small files in the format of full MNIST; the digits are bright bars, easy to learn."""
     folder = tmp_path / "idx"
     folder.mkdir()
     rng = np.random.default_rng(0)
