@@ -13,7 +13,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _validation
 from ramda_jax.solvers.base import Pieces
 
 
@@ -73,17 +72,3 @@ def decay(tree: chex.ArrayTree, new: chex.ArrayTree, rate: chex.Array) -> chex.A
     return jax.tree.map(
         lambda x, y: rate.astype(x.dtype) * x + (1 - rate).astype(x.dtype) * y, tree, new
     )
-
-
-def bias_correction(rate: chex.Array, t: chex.Array) -> chex.Array:
-    """1 - rate^t without cancellation, 0-d."""
-    return -jnp.expm1(t.astype(rate.dtype) * jnp.log1p(rate - 1))
-
-
-def check_adam(learning_rate: Any, b1: Any, b2: Any, eps: Any, weight_decay: Any) -> None:
-    """The constants that the Adam-like methods share."""
-    _validation.check_positive("learning_rate", learning_rate)
-    _validation.check_decay("b1", b1)
-    _validation.check_decay("b2", b2)
-    _validation.check_positive("eps", eps)
-    _validation.check_nonnegative("weight_decay", weight_decay)

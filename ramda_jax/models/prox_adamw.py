@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ramda_jax import _numerics
 from ramda_jax import model as base
+from ramda_jax.models.adam import Adam
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
@@ -36,14 +36,9 @@ class ProxAdamWState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxAdamW(base.Model):
+class ProxAdamW(Adam):
     """Hyperparameters of ProxAdamW; see `prox_adamw`."""
 
-    learning_rate: Any
-    b1: Any
-    b2: Any
-    eps: Any
-    weight_decay: Any
     amsgrad: bool
 
     def init(self, params: chex.ArrayTree) -> ProxAdamWState:
@@ -57,30 +52,20 @@ class ProxAdamW(base.Model):
         params: chex.ArrayTree,
         count: chex.Array,
     ) -> ProxAdamWState:
-        b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
-        squares = base.decay(state.grad_sq_average, jax.tree.map(jnp.square, grads), b2)
+        first, second = self.moments(state.grad_average, state.grad_sq_average, grads, count)
         largest = None
         if self.amsgrad:
-            largest = jax.tree.map(jnp.maximum, state.grad_sq_max, squares)
-        return ProxAdamWState(base.decay(state.grad_average, grads, b1), squares, largest)
+            largest = jax.tree.map(jnp.maximum, state.grad_sq_max, second)
+        return ProxAdamWState(first, second, largest)
 
     def subproblem(
         self, state: ProxAdamWState, params: chex.ArrayTree, count: chex.Array
     ) -> base.Subproblem:
-        b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
-        learning_rate = _numerics.evaluate(self.learning_rate, count)
-        weight_decay = _numerics.evaluate(self.weight_decay, count)
-        t = count + 1
-        scalars = (
-            learning_rate / base.bias_correction(b1, t),
-            1 - learning_rate * weight_decay,
-            base.bias_correction(b2, t),
-            _numerics.as_scalar(self.eps),
-        )
+        eta, shrink, correction1, correction2, eps = self.constants(count)
         squares = state.grad_sq_max if self.amsgrad else state.grad_sq_average
-        return base.Subproblem(
-            (state.grad_average, squares, params), scalars, learning_rate, _pieces
-        )
+        trees = (state.grad_average, squares, params)
+        scalars = (eta / correction1, shrink, correction2, eps)
+        return base.Subproblem(trees, scalars, eta, _pieces)
 
 
 def prox_adamw(
@@ -124,6 +109,5 @@ def prox_adamw(
 
     Source: Yun, Lozano & Yang, Adaptive proximal gradient methods for structured neural networks, NeurIPS 2021.
     """
-    base.check_adam(learning_rate, b1, b2, eps, weight_decay)
     model = ProxAdamW(learning_rate, b1, b2, eps, weight_decay, bool(amsgrad))
     return proximal_transformation(model, regularizer, solver, accumulator_dtype)

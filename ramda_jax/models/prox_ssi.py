@@ -4,12 +4,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
-from ramda_jax import _numerics
 from ramda_jax import model as base
+from ramda_jax.models.adam import Adam
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
@@ -36,14 +35,9 @@ class ProxSsiState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxSsi(base.Model):
+class ProxSsi(Adam):
     """Hyperparameters of ProxSSI; see `prox_ssi`."""
 
-    learning_rate: Any
-    b1: Any
-    b2: Any
-    eps: Any
-    weight_decay: Any
     bias_corrected_metric: bool
 
     def init(self, params: chex.ArrayTree) -> ProxSsiState:
@@ -52,28 +46,17 @@ class ProxSsi(base.Model):
     def accumulate(
         self, state: ProxSsiState, grads: chex.ArrayTree, params: chex.ArrayTree, count: chex.Array
     ) -> ProxSsiState:
-        b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
-        return ProxSsiState(
-            base.decay(state.grad_average, grads, b1),
-            base.decay(state.grad_sq_average, jax.tree.map(jnp.square, grads), b2),
-        )
+        return ProxSsiState(*self.moments(state.grad_average, state.grad_sq_average, grads, count))
 
     def subproblem(
         self, state: ProxSsiState, params: chex.ArrayTree, count: chex.Array
     ) -> base.Subproblem:
-        b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
-        learning_rate = _numerics.evaluate(self.learning_rate, count)
-        weight_decay = _numerics.evaluate(self.weight_decay, count)
-        t = count + 1
-        root = jnp.sqrt(base.bias_correction(b2, t))
-        scalars = (
-            learning_rate * root / base.bias_correction(b1, t),
-            1 - learning_rate * weight_decay,
-            root if self.bias_corrected_metric else jnp.ones_like(root),
-            _numerics.as_scalar(self.eps),
-        )
+        eta, shrink, correction1, correction2, eps = self.constants(count)
+        root = jnp.sqrt(correction2)
+        correction = root if self.bias_corrected_metric else jnp.ones_like(root)
         trees = (state.grad_average, state.grad_sq_average, params)
-        return base.Subproblem(trees, scalars, learning_rate, _pieces)
+        scalars = (eta * root / correction1, shrink, correction, eps)
+        return base.Subproblem(trees, scalars, eta, _pieces)
 
 
 def prox_ssi(
@@ -118,6 +101,5 @@ def prox_ssi(
 
     Source: Deleu & Bengio, Structured sparsity inducing adaptive optimizers for deep learning, arXiv 2102.03869.
     """
-    base.check_adam(learning_rate, b1, b2, eps, weight_decay)
     model = ProxSsi(learning_rate, b1, b2, eps, weight_decay, bool(bias_corrected_metric))
     return proximal_transformation(model, regularizer, solver, accumulator_dtype)

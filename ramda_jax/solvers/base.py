@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
+import jax.numpy as jnp
 
 from ramda_jax import first_order
 from ramda_jax.regularizers.base import Regularizer
@@ -64,12 +65,25 @@ class Solver(abc.ABC):
     def supports(self, psi: Regularizer) -> bool:
         """Whether this solver can minimise with this regularizer."""
 
-    @abc.abstractmethod
     def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
-        """The warm start before the first step; its shape and dtype never change."""
+        """The warm start before the first step; its shape and dtype never change. Empty by default."""
+        return jnp.zeros((0,), dtype)
 
     @abc.abstractmethod
     def solve(
         self, problems: Sequence[LeafProblem], warm: Sequence[chex.Array]
     ) -> list[LeafSolution]:
         """Solve all, each started from its warm start."""
+
+
+class PerArraySolver(Solver):
+    """A solver that treats each array by itself."""
+
+    @abc.abstractmethod
+    def solve_one(self, problem: LeafProblem, warm: chex.Array) -> LeafSolution:
+        """Solve one, started from its warm start."""
+
+    def solve(
+        self, problems: Sequence[LeafProblem], warm: Sequence[chex.Array]
+    ) -> list[LeafSolution]:
+        return [self.solve_one(p, w) for p, w in zip(problems, warm, strict=True)]

@@ -1,7 +1,6 @@
 """One prox, no iteration: separable regularizers in any diagonal metric, every regularizer in a scalar one."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import chex
 import jax.numpy as jnp
@@ -12,21 +11,13 @@ from ramda_jax.solvers import base
 
 
 @dataclasses.dataclass(frozen=True)
-class ClosedForm(base.Solver):
+class ClosedForm(base.PerArraySolver):
     """X = prox of (weight / D) psi at x0 - v / D: exact up to rounding, which is the residual; no iterations."""
 
     def supports(self, psi: Regularizer) -> bool:
         return psi.closed_form
 
-    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
-        return jnp.zeros((0,), dtype)
-
-    def solve(
-        self, problems: Sequence[base.LeafProblem], warm: Sequence[chex.Array]
-    ) -> list[base.LeafSolution]:
-        return [self._solve_one(p, w) for p, w in zip(problems, warm, strict=True)]
-
-    def _solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
+    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
         v, x0, d = problem.smooth()
         free = x0 - v / d
         if d.ndim == 0:

@@ -44,7 +44,7 @@ class Newton(base.Solver):
 
     def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
         if not isinstance(psi, GroupNorm):
-            return ClosedForm().init(psi, param, dtype)
+            return super().init(psi, param, dtype)
         axes = psi.axes(len(param.shape))
         shape = tuple(1 if a in axes else n for a, n in enumerate(param.shape))
         return jnp.zeros(shape, dtype)
@@ -58,7 +58,7 @@ class Newton(base.Solver):
             if isinstance(problem.psi, GroupNorm):
                 grouped.append((i, problem.psi, _group_problem(problem, problem.psi)))
             else:
-                solutions[i] = ClosedForm().solve([problem], [warm[i]])[0]
+                solutions[i] = ClosedForm().solve_one(problem, warm[i])
 
         found = secular.solve(
             [group for _, _, group in grouped],

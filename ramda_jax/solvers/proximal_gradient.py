@@ -1,7 +1,6 @@
 """Proximal gradient solvers: any regularizer with a prox."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import chex
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ def _best(
 
 
 @dataclasses.dataclass(frozen=True)
-class ProximalGradient(base.Solver):
+class ProximalGradient(base.PerArraySolver):
     """The RAMDA paper's solver (Algorithm 2), with screening; for every regularizer that has a prox.
 
     Z_j = prox_{theta w psi}(Z_{j-1} - theta (v + D (Z_{j-1} - x0))), theta = 1 / max D (half of it if psi is nonconvex),
@@ -75,15 +74,7 @@ class ProximalGradient(base.Solver):
     def supports(self, psi: Regularizer) -> bool:
         return True
 
-    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
-        return jnp.zeros((0,), dtype)
-
-    def solve(
-        self, problems: Sequence[base.LeafProblem], warm: Sequence[chex.Array]
-    ) -> list[base.LeafSolution]:
-        return [self._solve_one(p, w) for p, w in zip(problems, warm, strict=True)]
-
-    def _solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
+    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
         smooth = problem.smooth()
         settings = first_order.Settings(
             self.max_iterations, self.min_iterations, self.rtol, self.tolerance, accelerated=False
@@ -95,7 +86,7 @@ class ProximalGradient(base.Solver):
 
 
 @dataclasses.dataclass(frozen=True)
-class AcceleratedProximalGradient(base.Solver):
+class AcceleratedProximalGradient(base.PerArraySolver):
     """Proximal gradient with Nesterov's momentum and adaptive restart, warm-started from the last solution.
 
     The default for the nuclear norm. It starts from whichever of W^{t-1}, the last step's solution and x0 - v / D has
@@ -128,12 +119,7 @@ class AcceleratedProximalGradient(base.Solver):
     def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
         return jnp.zeros_like(param, dtype=dtype)
 
-    def solve(
-        self, problems: Sequence[base.LeafProblem], warm: Sequence[chex.Array]
-    ) -> list[base.LeafSolution]:
-        return [self._solve_one(p, w) for p, w in zip(problems, warm, strict=True)]
-
-    def _solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
+    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
         smooth, psi, weight = problem.smooth(), problem.psi, problem.weight
         double = warm.dtype == jnp.float64
         limit = self.max_iterations or (20_000 if double else 500)
