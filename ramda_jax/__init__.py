@@ -1,4 +1,4 @@
-"""RAMDA and its baselines as optax transformations with an exact subproblem solver.
+"""RAMDA and its baselines as optax transformations; group norms are solved exactly.
 
 Every method minimises, per parameter, <v, X> + 1/2 <X - x0, D (X - x0)> + w psi(X) and differs in how v, x0, D, w come from
 the gradients (`models`). What psi is (`regularizers`) and how the minimiser is found (`solvers`) are independent choices.

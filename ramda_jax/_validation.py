@@ -19,14 +19,13 @@ def _concrete(value: Any) -> float | None:
     return float(value) if is_here else None
 
 
-def _reject_other_types(name: str, value: Any) -> None:
+def _reject_other_types(name: str, value: Any, schedule: bool) -> None:
     is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
     is_scalar_array = hasattr(value, "shape") and hasattr(value, "dtype") and value.shape == ()
-    if not (is_number or is_scalar_array or callable(value)):
-        raise ValueError(
-            f"{name} must be a number, a 0-d array or a schedule (a function of the step count), "
-            f"got {value!r}."
-        )
+    if not (is_number or is_scalar_array or (schedule and callable(value))):
+        what = "a number, a 0-d array or a schedule (a function of the step count)"
+        what = what if schedule else "a number or a 0-d array (it cannot be a schedule)"
+        raise ValueError(f"{name} must be {what}, got {value!r}.")
 
 
 def check_range(
@@ -37,12 +36,14 @@ def check_range(
     *,
     low_open: bool = False,
     high_open: bool = False,
+    schedule: bool = True,
 ) -> None:
     """Raise ValueError naming argument, value and range unless low <= value <= high.
 
-    `low_open` and `high_open` exclude the ends. NaN and infinity are always rejected.
+    `low_open` and `high_open` exclude the ends, `schedule` says whether a schedule will do, too. NaN and infinity are
+    always rejected.
     """
-    _reject_other_types(name, value)
+    _reject_other_types(name, value, schedule)
     number = _concrete(value)
     if number is None:
         return
@@ -54,9 +55,9 @@ def check_range(
         raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, got {value!r}.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any, *, schedule: bool = True) -> None:
     """0 < value < inf."""
-    check_range(name, value, 0.0, low_open=True)
+    check_range(name, value, 0.0, low_open=True, schedule=schedule)
 
 
 def check_nonnegative(name: str, value: Any) -> None:

@@ -7,7 +7,8 @@ The optimality condition of z+ gives a subgradient of Q there for nothing,
 
     s = (D - 1/theta) (z+ - y)   in   dQ(z+),
 
-whose norm certifies condition (7). No step that increases Q by more than rounding is accepted.
+whose norm certifies condition (7). An extrapolated step that increases
+Q is rejected; a plain one can increase it by rounding only, and is the last.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ x = 0 iff ||b|| <= level. Otherwise x = b / (D + level / r) where r = ||x|| is t
 
 h is the power mean of order -2 of the functions (D_i r + level) / |b_i|, which are linear and positive: concave, and
 increasing. So Newton's method on h(r) = 1 from any r below the root increases to it, quadratically, with no
-safeguard; from above one step lands below. With y = b / (D r + level),
+safeguard. From above one step lands below the root, possibly below 0: then the free start is taken instead. With y =
+b / (D r + level),
 
     r <- r + r (phi - 1) / a,        phi = ||y||,   a = sum(y^2 D r / (D r + level)) / phi^2,   in (0, 1].
 
@@ -18,7 +19,8 @@ Certificate. At x(r) the least subgradient has norm level |1 - phi(r)|. A step f
 |1 - h(r')| <= 3/8 ((r' - r) / min(r, r'))^2 max(1, h(r)), because |h''| = 3 h Var(a_i) / r^2 and Var(a_i) <= 1/4 where
 a_i = D_i r / (D_i r + level) lies in [0, 1]. So the last step certifies the point it leads to: no extra evaluation.
 
-Group MCP has D - kappa in place of D below r = cap (see `regularizers.group.GroupMCP`), which may be indefinite: h stays
+Group MCP has D - kappa in place of D below r = cap (see `regularizers.group.GroupMCP`), which may be indefinite: h
+stays
 concave but need not increase, the a_i may be negative, and the bound above does not hold; there the equation is
 evaluated once more instead.
 """
@@ -165,6 +167,9 @@ def solve(
     # A bound on |1 - phi| at r; infinity: not known yet.
     error0 = tuple(jnp.where(s.zero, 0.0, jnp.full_like(s.r, jnp.inf)) for s in begins)
 
+    started = [_settle_beyond_cap(*four) for four in zip(problems, begins, r0, error0, strict=True)]
+    r0, error0 = tuple(r for r, _ in started), tuple(e for _, e in started)
+
     def unfinished(carry) -> chex.Array:
         count, _, errors = carry
         pending = [jnp.any(e > tol) for e, tol in zip(errors, tolerances, strict=True)]
@@ -191,6 +196,21 @@ def solve(
     return Solution(tuple(norms), tuple(s.zero for s in begins), tuple(residuals), count)
 
 
+def _settle_beyond_cap(
+    problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """Groups that start at or beyond `cap` have no root below it: they are finished, with r = cap.
+
+    The free start is where the tangent of h at 0 reaches 1, and h with D - kappa lies below h with D, which lies
+    below that tangent.
+    """
+    if problem.cap is None:
+        return r, error
+    cap = problem.cap * (begin.d_unit / begin.b_unit)
+    beyond = ~begin.zero & (r >= cap)
+    return jnp.where(beyond, cap, r), jnp.where(beyond, 0.0, error)
+
+
 def _newton_step(
     problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, tolerance: float
 ) -> tuple[chex.Array, chex.Array]:
@@ -211,7 +231,7 @@ def _newton_step(
         cap = problem.cap * (begin.d_unit / begin.b_unit)
         no_root = (phi > 1) & ((slope <= 0) | (target >= cap) | (r >= cap))
         new = jnp.where(no_root, cap, jnp.clip(target, jnp.minimum(begin.r, cap), cap))
-        bound = jnp.where(no_root | jnp.isnan(here), 0.0, jnp.inf)
+        bound = jnp.where(no_root, 0.0, jnp.where(jnp.isnan(here), jnp.nan, jnp.inf))
     reached = here <= tolerance
     done = error <= tolerance
     new_error = jnp.where(reached, here, bound)

@@ -354,7 +354,8 @@ def solver_stats(opt_state: Any) -> dict[str, Any]:
     Returns:
       A flat dict: `iterations` and `residual` (maximum over arrays), and `iterations/PATH`, `residual/PATH` of each
       regularized array. The residual is a certified bound on the least ||s||, s in dQ(What_t) (condition (7) of the
-      paper), in the units of the gradient times the weight s_t. Python numbers, or tracers under jit, or arrays where
+      paper), in the units of the gradient times s_t (ramda, rmda) or the learning rate (the others). Python numbers,
+      or tracers under jit, or arrays where
       the state is replicated.
 
     Raises:

@@ -181,6 +181,20 @@ def test_screening_predicts_exactly_the_zero_groups(name, step):
     np.testing.assert_array_equal(ours.screen(metric * x, metric, step), ours.zero_groups(solution))
 
 
+def test_a_strength_of_zero_leaves_groups_with_zero_entries_alone():
+    x = jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    for dtype in (jnp.float32, jnp.float64):
+        for psi in (rj.GroupMCP(0.0, 3.0, group_axis=0), rj.GroupLasso(0.0, group_axis=0)):
+            found = psi.weighted_prox(x.astype(dtype), jnp.full(x.shape, 0.1, dtype), 1.0)
+            np.testing.assert_allclose(found, x, rtol=1e-6)
+    tx = rj.prox_adamw(0.1, rj.GroupMCP(lambda count: 0.01 * count, 3.0))
+    params = {"kernel": jnp.array([[1.0, 0.0], [2.0, 1.0]])}
+    grads = {"kernel": jnp.array([[1.0, 0.0], [0.5, 1.0]])}
+    updates, state = tx.update(grads, tx.init(params), params)
+    assert np.isfinite(updates["kernel"]).all()
+    assert np.isfinite(rj.solver_stats(state)["residual"])
+
+
 def test_gradient_of_the_objective_is_finite_at_zero_groups():
     x = jnp.zeros((4, 3)).at[0].set(1.0)
     for psi in (

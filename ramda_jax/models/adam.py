@@ -46,7 +46,7 @@ class Adam(base.Model):
         _validation.check_positive("learning_rate", self.learning_rate)
         _validation.check_decay("b1", self.b1)
         _validation.check_decay("b2", self.b2)
-        _validation.check_positive("eps", self.eps)
+        _validation.check_positive("eps", self.eps, schedule=False)
         _validation.check_nonnegative("weight_decay", self.weight_decay)
 
     def constants(self, count: chex.Array) -> Constants:

@@ -110,16 +110,18 @@ def ramda(
     It must be the last transformation of a chain: what comes after it would move the parameters off the structure.
     The structured point is What_t (`structured_params`); W^t gets its zeros where c_t reaches 1
     (`final_momentum_schedule`). With regularizer=None this is MADGRAD. Gradients that are not finite make the
-    parameters and `solver_stats` NaN, as in Adam; wrap in `optax.apply_if_finite` to skip such steps.
+    parameters NaN, as in Adam, and the residual in `solver_stats` where they are regularized; wrap in
+    `optax.apply_if_finite` to skip such steps.
 
     Args:
       learning_rate: eta_t > 0; a number, a 0-d array or an optax schedule of the 0-based step count.
       regularizer: None, a regularizer (meaning `kernels(regularizer)`), a tree of regularizers and Nones with the
         structure of params, or an assignment (`by_path`, `kernels`).
       momentum: c_t in (0, 1], the weight of What_t; 1 = no averaging. Number, array or schedule.
-      eps: > 0, added to the metric.
+      eps: > 0, added to the metric; a number or a 0-d array.
       solver: None (the best exact one per regularizer), `Newton`, `ProximalGradient` or `AcceleratedProximalGradient`.
       restart_steps: 0-based step counts at which a new stage starts: t, alpha, V, U are reset, W^0 is the current W.
+        The learning rate is not touched: `multistep` lowers it at the same steps.
       restart_eps_decay: > 0; eps is multiplied by it at each restart.
       accumulator_dtype: dtype of V, U, W^0, as a string such as "float32" (a scalar type is callable, and
         `optax.inject_hyperparams` would take it for a schedule); None: the parameter's, but at least float32.
@@ -146,8 +148,8 @@ def ramda(
     """
     _validation.check_positive("learning_rate", learning_rate)
     _validation.check_momentum(momentum)
-    _validation.check_positive("eps", eps)
-    _validation.check_positive("restart_eps_decay", restart_eps_decay)
+    _validation.check_positive("eps", eps, schedule=False)
+    _validation.check_positive("restart_eps_decay", restart_eps_decay, schedule=False)
     steps = _validation.check_steps("restart_steps", restart_steps)
     model = Ramda(learning_rate, momentum, eps, steps, restart_eps_decay)
     return proximal_transformation(model, regularizer, solver, accumulator_dtype)

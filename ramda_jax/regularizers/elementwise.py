@@ -119,8 +119,9 @@ class _Power(Elementwise):
 
     With t = step strength and x = t^(1/(2-p)) tau the nonzero stationary point is t^(1/(2-p)) s with
     s - tau + p s^(p-1) = 0. Zero is better unless tau > tau* = s* + p s*^(p-1), s* = (2(1-p))^(1/(2-p)).
-    Put s = y^k: q(y) = y^k - tau + p / y = 0, convex in y > 0; Newton's method from y = tau^(1/k), where
-    q > 0, decreases to the larger root; five iterations reach float64 precision for every tau >= tau*.
+    Put s = y^k: q(y) = y^k - tau + p / y = 0, convex in y > 0; Newton's method from y = tau^(1/k),
+    which lies to the right of both roots (s < tau there), decreases to the larger one; five iterations reach float64
+    precision for every tau >= tau*.
     """
 
     convex: ClassVar[bool] = False

@@ -213,8 +213,9 @@ class GroupMCP(GroupNorm):
 
     l = strength sqrt(|g|). The minimax concave penalty: group lasso near zero, no shrinkage of large groups. Nonconvex.
 
-    In a diagonal metric D, with weight w, the objective as a function of r = ||x_g|| has at most two local
-    minima: the smallest root of ||b / (D - w / gamma + w l / r)|| = r below gamma l (or zero, if ||b|| <= w l), and the
+    In a diagonal metric D, with weight w, the least objective over the sphere ||x_g|| = r has at most two local
+    minima in r: the smallest root of ||b / (D - w / gamma + w l / r)|| = r below gamma l (or zero, if ||b|| <= w l),
+    and the
     unshrunk point x = b / D if it is longer than gamma l. Both are computed and the better one is taken: a global
     minimiser, for any metric.
 
@@ -279,7 +280,10 @@ class GroupMCP(GroupNorm):
         norms = self._norms(free)
         flat = norms >= problem.cap
         shrunk = secular.point(problem, r, zero)
-        shrunk = jnp.where(~zero & (r >= problem.cap), free, shrunk)
+        at_cap = r >= problem.cap * (
+            1 - 4 * jnp.finfo(b.dtype).eps
+        )  # r has been through other units
+        shrunk = jnp.where(~zero & at_cap, free, shrunk)
 
         # Q(x) - Q(free) = 1/2 sum D (x - free)^2 + w rho(||x||) - w rho(||free||), with w rho from level and kappa.
         gap = 0.5 * jnp.sum(d * jnp.square(shrunk - free), axis=problem.axes, keepdims=True)
