@@ -22,12 +22,6 @@ def evaluate(value: Any, count: chex.Array) -> chex.Array:
     return as_scalar(value(count) if callable(value) else value)
 
 
-def safe_divide(numerator: chex.Array, denominator: chex.Array, default: float) -> chex.Array:
-    """numerator / denominator, and `default` where the denominator is 0 (no NaN gradients)."""
-    zero = denominator == 0
-    return jnp.where(zero, default, numerator / jnp.where(zero, 1.0, denominator))
-
-
 def norm(x: chex.Array) -> chex.Array:
     """||x|| over all entries. Not `jnp.linalg.norm`: it reshapes, which an explicit mesh refuses for cut arrays."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))

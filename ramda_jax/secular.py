@@ -97,14 +97,14 @@ def start(problem: GroupProblem) -> Start:
     axes = problem.axes
     one = jnp.ones_like(_sum(b, axes))
     first = _start_in_units(b, d, problem.level, axes, one, one)
+    if b.dtype == jnp.float64:  # squares of anything sensible are in its range
+        return first
     largest = jnp.max(jnp.abs(b), axis=axes, keepdims=True, initial=0.0)
     squares = jnp.stack([first.norm**2, first.norm**2 / first.average])
     in_range = jnp.all((squares > _SAFE_LOW) & (squares < _SAFE_HIGH), axis=0)
     # A sum that underflowed is right to be a zero group if the threshold did not; nothing can be
     # scaled in all-zero groups, nor where there is a NaN.
     in_range |= (first.zero & (problem.level > 1e-15)) | ~(largest > 0)
-    if b.dtype == jnp.float64:
-        return first
 
     def rescaled() -> Start:
         b, d = problem.pieces(lambda x: x)

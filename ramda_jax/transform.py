@@ -205,7 +205,7 @@ def _solve(
     starts, treedef = jax.tree.flatten(params)
     arrays = list(zip(*(jax.tree.leaves(t) for t in subproblem.trees), strict=True))
 
-    def smooth(i: int) -> tuple[tuple[chex.Array, ...], tuple[chex.Array, ...]]:
+    def inputs(i: int) -> tuple[tuple[chex.Array, ...], tuple[chex.Array, ...]]:
         return arrays[i], tuple(s.astype(starts[i].dtype) for s in subproblem.scalars)
 
     solution: list[Any] = [None] * len(starts)
@@ -214,7 +214,7 @@ def _solve(
         i = entry.leaf
         psi = jax.tree.map(lambda s, i=i: s.astype(starts[i].dtype), psi)
         weight = subproblem.weight.astype(starts[i].dtype)
-        problems.append(solvers.LeafProblem(*smooth(i), subproblem.pieces, weight, psi, starts[i]))
+        problems.append(solvers.LeafProblem(*inputs(i), subproblem.pieces, weight, psi, starts[i]))
 
     answers: list[Any] = [None] * len(problems)
     for solver in dict.fromkeys(entry.solver for entry in plan.entries):
@@ -226,7 +226,7 @@ def _solve(
 
     for i, x in enumerate(solution):
         if x is None:  # unregularized: the minimiser of the quadratic alone
-            v, x0, d = subproblem.pieces(*smooth(i))
+            v, x0, d = subproblem.pieces(*inputs(i))
             solution[i] = x0 - v / d
     state = SolverState(
         plan,

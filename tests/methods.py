@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import ramda_jax as rj
 
 Tree = Any
+
+needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

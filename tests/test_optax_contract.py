@@ -39,6 +39,7 @@ from tests.methods import (
     layer_tx,
     make_step,
     method_id,
+    needs_eight,
     run,
     structured_params,
     two_layer_params,
@@ -370,9 +371,6 @@ def on_one_device(method: Method, regularizer: Callable[..., Any]) -> tuple[Any,
 def put_on(mesh: jax.sharding.Mesh, specs: Tree, tree: Tree) -> Tree:
     """The tree on the mesh, sharded as the specs say."""
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
-
-
-needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 
 
 @needs_eight

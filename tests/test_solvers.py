@@ -90,7 +90,7 @@ def test_objective_never_ends_above_the_previous_iterate(psi, solver, dtype):
     for steps in (1, 4):
         state, params, previous = state_after(psi, steps, solver, dtype)
         v, x0, d, w = pieces_of(state.model)
-        q = lambda x: reference.Q(np.asarray(x, np.float64), v, x0, d, w, theirs(psi))  # noqa: B023
+        q = lambda x: reference.Q(np.asarray(x, np.float64), v, x0, d, w, theirs(psi))  # noqa: B023 (called within the turn)
         what = (
             np.asarray(params["kernel"], np.float64) - 0.5 * np.asarray(previous["kernel"])
         ) / 0.5

@@ -29,6 +29,7 @@ from tests.methods import (
     layer_tx,
     make_step,
     method_id,
+    needs_eight,
     run,
     structured_params,
     two_layer_params,
@@ -211,9 +212,6 @@ def test_vmap_over_hyperparameters_equals_a_loop_over_them(method: Method) -> No
     for index in range(3):
         expected = one(rates[index], strengths[index])
         close(take(found, index), expected)
-
-
-needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 
 
 @needs_eight
