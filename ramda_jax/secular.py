@@ -32,9 +32,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Sums of squares in this range, and their powers 3/2, neither overflow nor underflow in float32.
-_SAFE_LOW, _SAFE_HIGH = 1e-24, 1e24
-
 # Newton updates at most; over adversarial data 12 were never exceeded, so this only bounds a NaN or a bug.
 MAX_ITERATIONS = 30
 
@@ -58,14 +55,16 @@ class GroupProblem(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What one pass over b and D tells: which groups are zero, a start, and units that keep squares in range."""
+    """What the first look at b and D tells.
+
+    b, level, norm and r are in units of the largest |b_i| of the group, so that no square leaves the float range;
+    r in these units is r / unit, since x is in units of b / D.
+    """
 
     zero: chex.Array  # bool
-    norm: chex.Array  # ||b||
-    r: chex.Array  # the free start
-    average: chex.Array  # ||b||^2 / sum(D b^2), an average of 1 / D
-    b_unit: chex.Array  # norm is in units of b_unit, r in units of b_unit / d_unit
-    d_unit: chex.Array
+    norm: chex.Array  # ||b|| / unit
+    r: chex.Array  # the free start / unit
+    unit: chex.Array
 
 
 class Solution(NamedTuple):
@@ -81,39 +80,28 @@ def _sum(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def _start_in_units(b, d, level, axes, b_unit, d_unit) -> Start:
-    b, d, level = b / b_unit, d / d_unit, level / b_unit
-    bb = b * b
-    norm2 = _sum(bb, axes)
-    norm = jnp.sqrt(norm2)
-    zero = norm <= level  # False for a NaN: it must not vanish into a zero group
-    average = norm2 / jnp.where(zero, 1.0, _sum(d * bb, axes))
-    return Start(zero, norm, (norm - level) * average, average, b_unit, d_unit)
-
-
 def start(problem: GroupProblem) -> Start:
-    """Screening and the free start: one pass over b and D, a second only where squares leave the float range."""
+    """Screening and the free start."""
     b, d = problem.pieces(lambda x: x)
     axes = problem.axes
-    one = jnp.ones_like(_sum(b, axes))
-    first = _start_in_units(b, d, problem.level, axes, one, one)
-    if b.dtype == jnp.float64:  # squares of anything sensible are in its range
-        return first
     largest = jnp.max(jnp.abs(b), axis=axes, keepdims=True, initial=0.0)
-    squares = jnp.stack([first.norm**2, first.norm**2 / first.average])
-    in_range = jnp.all((squares > _SAFE_LOW) & (squares < _SAFE_HIGH), axis=0)
-    # A sum that underflowed is right to be a zero group if the threshold did not; nothing can be
-    # scaled in all-zero groups, nor where there is a NaN.
-    in_range |= (first.zero & (problem.level > 1e-15)) | ~(largest > 0)
+    tiny = jnp.finfo(b.dtype).tiny
+    unit = jnp.where(largest >= tiny, jnp.minimum(largest, 1 / tiny), 1.0)  # 1 / unit is normal
+    scaled = b * (1 / unit)
+    squares = scaled * scaled
+    norm2 = _sum(squares, axes)
+    level, norm = problem.level / unit, jnp.sqrt(norm2)
+    zero = norm <= level  # False for a NaN: it must not vanish into a zero group
+    curvature = jnp.where(zero, 1.0, _sum(d * squares, axes))
+    return Start(zero, norm, (norm - level) * (norm2 / curvature), unit)
 
-    def rescaled() -> Start:
-        b, d = problem.pieces(lambda x: x)
-        clean = lambda u: jnp.where((u >= jnp.finfo(b.dtype).tiny) & (u < jnp.inf), u, 1.0)
-        b_unit = clean(largest)
-        d_unit = clean(jnp.max(jnp.broadcast_to(d, b.shape), axis=axes, keepdims=True, initial=0.0))
-        return _start_in_units(b, d, problem.level, axes, b_unit, d_unit)
 
-    return jax.lax.cond(jnp.all(in_range), lambda: first, rescaled)
+def _after(r: chex.Array) -> Callable:
+    """A `tie` for `GroupProblem.pieces`: what is computed from its results cannot have been computed before r.
+
+    So pieces are recomputed in the loop and after it, not hoisted out of it and kept.
+    """
+    return lambda x: jax.lax.optimization_barrier((x, r))[0]
 
 
 def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
@@ -126,11 +114,11 @@ def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
 
 
 def _scaled(problem: GroupProblem, begin: Start, tie: Callable) -> tuple[chex.Array, ...]:
-    """(b, D - kappa, level) in the units of `begin`."""
+    """(b, D - kappa, level), the first and the last in the units of `begin`."""
     b, d = problem.pieces(tie)
     if problem.kappa is not None:
         d = d - problem.kappa
-    return b / begin.b_unit, d / begin.d_unit, problem.level / begin.b_unit
+    return b * (1 / begin.unit), d, problem.level / begin.unit
 
 
 def solve(
@@ -160,7 +148,7 @@ def solve(
         # Zero groups get r = 1: they take part in the arithmetic but never in the decisions.
         if guess is None:
             return jnp.where(begin.zero, 1.0, begin.r)
-        guess = guess.astype(begin.r.dtype) * (begin.d_unit / begin.b_unit)
+        guess = guess.astype(begin.r.dtype) / begin.unit
         return jnp.where(begin.zero, 1.0, jnp.maximum(guess, begin.r))
 
     r0 = tuple(first_r(s, g) for s, g in zip(begins, warm, strict=True))
@@ -191,8 +179,8 @@ def solve(
     for p, s, r, e in zip(problems, begins, rs, errors, strict=True):
         eps = jnp.finfo(r.dtype).eps
         # The certificate in exact arithmetic, plus what rounding of x = b / (D + mu) alone can leave.
-        residuals.append(jnp.where(s.zero, 0.0, p.level * e + eps * s.norm * s.b_unit))
-        norms.append(jnp.where(s.zero, 0.0, r * (s.b_unit / s.d_unit)))
+        residuals.append(jnp.where(s.zero, 0.0, p.level * e + eps * s.norm * s.unit))
+        norms.append(jnp.where(s.zero, 0.0, r * s.unit))
     return Solution(tuple(norms), tuple(s.zero for s in begins), tuple(residuals), count)
 
 
@@ -206,7 +194,7 @@ def _settle_beyond_cap(
     """
     if problem.cap is None:
         return r, error
-    cap = problem.cap * (begin.d_unit / begin.b_unit)
+    cap = problem.cap / begin.unit
     beyond = ~begin.zero & (r >= cap)
     return jnp.where(beyond, cap, r), jnp.where(beyond, 0.0, error)
 
@@ -215,9 +203,7 @@ def _newton_step(
     problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, tolerance: float
 ) -> tuple[chex.Array, chex.Array]:
     """One update of every group of one array: (new r, bound on |1 - phi| there)."""
-    # Tied to the carry, the pieces are recomputed in the loop, not hoisted out of it and kept.
-    tie = lambda x: jax.lax.optimization_barrier((x, r))[0]
-    b, d, level = _scaled(problem, begin, tie)
+    b, d, level = _scaled(problem, begin, _after(r))
     phi, slope = _evaluate(b, d, level, r, problem.axes)
     here = jnp.abs(phi - 1)
     target = r + r * ((phi - 1) / slope)
@@ -228,7 +214,7 @@ def _newton_step(
         # From |1 - h| to |1 - phi|; a NaN stays one.
         bound = jnp.where(bound >= 0.5, jnp.inf, bound / (1 - bound))
     else:
-        cap = problem.cap * (begin.d_unit / begin.b_unit)
+        cap = problem.cap / begin.unit
         no_root = (phi > 1) & ((slope <= 0) | (target >= cap) | (r >= cap))
         new = jnp.where(no_root, cap, jnp.clip(target, jnp.minimum(begin.r, cap), cap))
         bound = jnp.where(no_root, 0.0, jnp.where(jnp.isnan(here), jnp.nan, jnp.inf))
@@ -240,7 +226,7 @@ def _newton_step(
 
 def point(problem: GroupProblem, r: chex.Array, zero: chex.Array) -> chex.Array:
     """x = b / (D + level / r), and exactly 0 in zero groups."""
-    b, d = problem.pieces(lambda x: x)
+    b, d = problem.pieces(_after(r))
     if problem.kappa is not None:
         d = d - problem.kappa
     mu = problem.level / jnp.where(zero, 1.0, r)

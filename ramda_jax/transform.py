@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ramda_jax import _numerics, assignment, solvers
-from ramda_jax.model import Model, Subproblem
+from ramda_jax import _numerics, assignment, execution, solvers
+from ramda_jax.model import Accumulate, Model
 from ramda_jax.regularizers import Regularizer
+from ramda_jax.solvers.base import Pieces
 
 # Optax's own sentence, which it does not export.
 _NO_PARAMS = (
@@ -118,23 +120,29 @@ def proximal_transformation(
         if params is None:
             raise ValueError(_NO_PARAMS)
         plan, strengths = _plan(params, regularizer, solver, model.scalar_metric)
-        current = jax.tree.map(lambda p: p.astype(_accumulator(p, accumulator_dtype)), params)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), updates, current)
-        model_state = model.accumulate(state.model, grads, current, state.count)
+        model_state, accumulate = model.begin(state.model, params, state.count)
         new_state = state._replace(count=optax.safe_increment(state.count), model=model_state)
         if not jax.tree.leaves(params):
             return updates, new_state
-        subproblem = model.subproblem(model_state, current, state.count)
-        values = _evaluate(strengths, state.count)
-        solution, solver_state = _solve(plan, values, subproblem, current, state.solver.warm)
-        step = model.averaging(state.count)
-
-        def move(x: chex.Array, w: chex.Array, p: chex.Array) -> chex.Array:
-            delta = x - w if step is None else step.astype(w.dtype) * (x - w)
-            return delta.astype(p.dtype)
-
-        moves = jax.tree.map(move, solution, current, params)
-        return moves, new_state._replace(solver=solver_state)
+        subproblem = model.subproblem(model_state, state.count)
+        scalars = execution.Scalars(
+            state.count,
+            accumulate,
+            subproblem.scalars,
+            subproblem.weight,
+            model.averaging(state.count),
+        )
+        names = model_state.accumulators
+        accumulators = [getattr(model_state, name) for name in names]
+        method = (model.accumulate, subproblem.pieces)
+        solver_state = state.solver._replace(
+            plan=plan, strengths=_evaluate(strengths, state.count)
+        )
+        moves, accumulators, solver_state = _run(
+            method, accumulators, updates, params, scalars, solver_state
+        )
+        model_state = model_state._replace(**dict(zip(names, accumulators, strict=True)))
+        return moves, new_state._replace(model=model_state, solver=solver_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -194,48 +202,39 @@ def _init_solver(plan: Plan, strengths: list[Any], leaves: list[Any], dtype: Any
     )
 
 
-def _solve(
-    plan: Plan,
-    strengths: chex.Array,
-    subproblem: Subproblem,
+def _run(
+    functions: tuple[Accumulate | None, Pieces],
+    accumulators: Sequence[chex.ArrayTree],
+    grads: chex.ArrayTree | None,
     params: chex.ArrayTree,
-    warm: tuple[chex.Array, ...],
-) -> tuple[chex.ArrayTree, SolverState]:
-    """Solve the subproblem of every leaf: (solution tree, state)."""
-    starts, treedef = jax.tree.flatten(params)
-    arrays = list(zip(*(jax.tree.leaves(t) for t in subproblem.trees), strict=True))
+    scalars: execution.Scalars,
+    state: SolverState,
+) -> tuple[chex.ArrayTree, list[chex.ArrayTree], SolverState]:
+    """One step, or with grads=None the solution of the step before: (updates or solution, accumulators, state)."""
+    leaves, treedef = jax.tree.flatten(params)
+    arrays = list(zip(*map(jax.tree.leaves, accumulators), strict=True))
+    slopes = [None] * len(leaves) if grads is None else jax.tree.leaves(grads)
+    empty = jnp.zeros((0,))
+    inputs = [
+        execution.Leaf(*four, empty, None) for four in zip(arrays, slopes, leaves, strict=True)
+    ]
+    solver_of: list[solvers.Solver | None] = [None] * len(leaves)
+    regularizers = state.plan.with_strengths(state.strengths)
+    for entry, psi, warm in zip(state.plan.entries, regularizers, state.warm, strict=True):
+        inputs[entry.leaf] = inputs[entry.leaf]._replace(psi=psi, warm=warm)
+        solver_of[entry.leaf] = entry.solver
+    method = execution.Method(*functions, tuple(solver_of))
+    results = execution.run(method, tuple(inputs), scalars)
 
-    def inputs(i: int) -> tuple[tuple[chex.Array, ...], tuple[chex.Array, ...]]:
-        return arrays[i], tuple(s.astype(starts[i].dtype) for s in subproblem.scalars)
-
-    solution: list[Any] = [None] * len(starts)
-    problems = []
-    for entry, psi in zip(plan.entries, plan.with_strengths(strengths), strict=True):
-        i = entry.leaf
-        psi = jax.tree.map(lambda s, i=i: s.astype(starts[i].dtype), psi)
-        weight = subproblem.weight.astype(starts[i].dtype)
-        problems.append(solvers.LeafProblem(*inputs(i), subproblem.pieces, weight, psi, starts[i]))
-
-    answers: list[Any] = [None] * len(problems)
-    for solver in dict.fromkeys(entry.solver for entry in plan.entries):
-        mine = [k for k, entry in enumerate(plan.entries) if entry.solver == solver]
-        solved = solver.solve([problems[k] for k in mine], [warm[k] for k in mine])
-        for k, answer in zip(mine, solved, strict=True):
-            answers[k] = answer
-            solution[plan.entries[k].leaf] = answer.x
-
-    for i, x in enumerate(solution):
-        if x is None:  # unregularized: the minimiser of the quadratic alone
-            v, x0, d = subproblem.pieces(*inputs(i))
-            solution[i] = x0 - v / d
-    state = SolverState(
-        plan,
-        strengths,
-        tuple(a.warm for a in answers),
-        _stack([a.iterations for a in answers], jnp.int32),
-        _stack([a.residual for a in answers], _numerics.scalar_dtype()),
+    mine = [results[entry.leaf] for entry in state.plan.entries]
+    state = state._replace(
+        warm=tuple(r.warm for r in mine),
+        iterations=_stack([r.iterations for r in mine], jnp.int32),
+        residual=_stack([r.residual for r in mine], _numerics.scalar_dtype()),
     )
-    return jax.tree.unflatten(treedef, solution), state
+    tree = lambda items: jax.tree.unflatten(treedef, items)
+    new = [tree([r.arrays[k] for r in results]) for k in range(len(accumulators))]
+    return tree([r.out for r in results]), new, state
 
 
 def _stack(scalars: list[chex.Array], dtype: Any) -> chex.Array:
@@ -319,22 +318,20 @@ def structured_params(opt_state: Any, params: chex.ArrayTree) -> chex.ArrayTree:
 
 def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
     """What_t of the leaves which this state owns, params elsewhere."""
-    subproblem = state.model.subproblem()
-    owned = subproblem.trees[0]
+    subproblem, names = state.model.subproblem(), state.model.accumulators
+    accumulators = [getattr(state.model, name) for name in names]
+    owned = accumulators[0]
     is_hidden = lambda x: isinstance(x, optax.MaskedNode)
     slots = jax.tree.leaves(owned, is_leaf=is_hidden)
     slot_tree: Any = jax.tree.structure(owned, is_leaf=is_hidden)
     parts = slot_tree.flatten_up_to(_unwrap(params))  # a hidden slot may stand for a whole subtree
-    current = jax.tree.map(
-        lambda p, v: p.astype(v.dtype),
-        jax.tree.unflatten(
-            jax.tree.structure(owned),
-            [p for p, slot in zip(parts, slots, strict=True) if not is_hidden(slot)],
-        ),
-        owned,
+    current = jax.tree.unflatten(
+        jax.tree.structure(owned),
+        [p for p, slot in zip(parts, slots, strict=True) if not is_hidden(slot)],
     )
-    solver = state.solver
-    solution, _ = _solve(solver.plan, solver.strengths, subproblem, current, solver.warm)
+    scalars = execution.Scalars(state.count, (), subproblem.scalars, subproblem.weight, None)
+    functions = (None, subproblem.pieces)
+    solution, _, _ = _run(functions, accumulators, None, current, scalars, state.solver)
     remaining = iter(jax.tree.leaves(solution))
     leaves: list[Any] = []
     for part, slot in zip(parts, slots, strict=True):

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from ramda_jax import _numerics, _validation
@@ -62,17 +61,18 @@ class Adam(base.Model):
             _numerics.as_scalar(self.eps),
         )
 
-    def moments(
-        self,
-        first: chex.ArrayTree,
-        second: chex.ArrayTree,
-        grads: chex.ArrayTree,
-        count: chex.Array,
-    ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-        """(m_t, n_t) from m_{t-1}, n_{t-1} and G_t."""
+    def rates(self, count: chex.Array) -> tuple[chex.Array, ...]:
+        """(b1, 1 - b1, b2, 1 - b2), the scalars of `moments`: subtracted before they are rounded to a leaf's dtype."""
         b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
-        squares = jax.tree.map(jnp.square, grads)
-        return base.decay(first, grads, b1), base.decay(second, squares, b2)
+        return b1, 1 - b1, b2, 1 - b2
+
+
+def moments(
+    first: chex.Array, second: chex.Array, grad: chex.Array, rates: tuple[chex.Array, ...]
+) -> tuple[chex.Array, chex.Array]:
+    """(m_t, n_t) from m_{t-1}, n_{t-1} and G_t; one array each."""
+    b1, new1, b2, new2 = rates
+    return b1 * first + new1 * grad, b2 * second + new2 * (grad * grad)
 
 
 def bias_correction(rate: chex.Array, t: chex.Array) -> chex.Array:

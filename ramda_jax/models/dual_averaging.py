@@ -47,14 +47,27 @@ def tick(clock: Clock, learning_rate: chex.Array, restart: Any) -> tuple[Clock, 
 
 
 def select(restart: Any, fresh: Any, old: Any) -> Any:
-    """`fresh` where a stage starts, else `old`; no work at all where there are no stages."""
+    """`fresh` where a stage starts, else `old`: scalars. No work at all where there are no stages."""
     if restart is False:
         return old
     return jax.tree.map(lambda a, b: jnp.where(restart, a, b), fresh, old)
 
 
-def add(total: Any, increment: Any, restart: Any) -> Any:
-    """total + increment, or increment alone where a stage starts; trees."""
+def new_anchor(restart: Any, params: Any, anchor: Any) -> Any:
+    """W^0: `params` where a stage starts, else `anchor`, which is then not touched; trees."""
     if restart is False:
-        return jax.tree.map(jnp.add, total, increment)
-    return jax.tree.map(lambda a, b: jnp.where(restart, 0.0, a) + b, total, increment)
+        return anchor
+    copied = lambda p, a: jax.tree.map(lambda x, y: x.astype(y.dtype), p, a)
+    return jax.lax.cond(restart, copied, lambda p, a: a, params, anchor)
+
+
+def step_scalars(weight: chex.Array, restart: Any) -> tuple[chex.Array, ...]:
+    """The scalars of `accumulate`: s_t, and 1 where a stage starts (else 0) if there are stages at all."""
+    return (weight,) if restart is False else (weight, restart.astype(weight.dtype))
+
+
+def add(total: chex.Array, increment: chex.Array, scalars: tuple[chex.Array, ...]) -> chex.Array:
+    """total + increment, or increment alone where a stage starts (see `step_scalars`); one array."""
+    for restart in scalars[1:]:
+        total = jnp.where(restart > 0, jnp.zeros_like(total), total)
+    return total + increment

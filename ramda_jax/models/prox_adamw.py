@@ -1,24 +1,28 @@
 """ProxAdamW: ProxGen with Adam's metric and decoupled weight decay."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
 from ramda_jax import model as base
-from ramda_jax.models.adam import Adam
+from ramda_jax.models import adam
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
 
-def _pieces(arrays, scalars):
+def _accumulate(arrays, grad, scalars):
+    """Adam's moments, and the running maximum of the second one if it is kept."""
+    first, second = adam.moments(arrays[0], arrays[1], grad, scalars)
+    return (first, second, *(jnp.maximum(largest, second) for largest in arrays[2:]))
+
+
+def _pieces(arrays, param, scalars):
     """The subproblem times eta: v = eta mhat_t, x0 = (1 - eta wd) W^{t-1}, D = sqrt(nhat_t) + eps."""
-    grad_average, grad_sq_average, params = arrays
     step, shrink, correction, eps = scalars
-    return step * grad_average, shrink * params, jnp.sqrt(grad_sq_average / correction) + eps
+    return step * arrays[0], shrink * param, jnp.sqrt(arrays[-1] / correction) + eps
 
 
 class ProxAdamWState(NamedTuple):
@@ -34,38 +38,31 @@ class ProxAdamWState(NamedTuple):
     grad_sq_average: chex.ArrayTree
     grad_sq_max: chex.ArrayTree | None
 
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        always = ("grad_average", "grad_sq_average")
+        return always if self.grad_sq_max is None else (*always, "grad_sq_max")
+
 
 @dataclasses.dataclass(frozen=True)
-class ProxAdamW(Adam):
+class ProxAdamW(adam.Adam):
     """Hyperparameters of ProxAdamW; see `prox_adamw`."""
 
+    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
     amsgrad: bool
 
     def init(self, params: chex.ArrayTree) -> ProxAdamWState:
         largest = base.zeros_like(params) if self.amsgrad else None
         return ProxAdamWState(base.zeros_like(params), base.zeros_like(params), largest)
 
-    def accumulate(
-        self,
-        state: ProxAdamWState,
-        grads: chex.ArrayTree,
-        params: chex.ArrayTree,
-        count: chex.Array,
-    ) -> ProxAdamWState:
-        first, second = self.moments(state.grad_average, state.grad_sq_average, grads, count)
-        largest = None
-        if self.amsgrad:
-            largest = jax.tree.map(jnp.maximum, state.grad_sq_max, second)
-        return ProxAdamWState(first, second, largest)
-
-    def subproblem(
+    def begin(
         self, state: ProxAdamWState, params: chex.ArrayTree, count: chex.Array
-    ) -> base.Subproblem:
+    ) -> tuple[ProxAdamWState, tuple[chex.Array, ...]]:
+        return state, self.rates(count)
+
+    def subproblem(self, state: ProxAdamWState, count: chex.Array) -> base.Subproblem:
         eta, shrink, correction1, correction2, eps = self.constants(count)
-        squares = state.grad_sq_max if self.amsgrad else state.grad_sq_average
-        trees = (state.grad_average, squares, params)
-        scalars = (eta / correction1, shrink, correction2, eps)
-        return base.Subproblem(trees, scalars, eta, _pieces)
+        return base.Subproblem(eta, (eta / correction1, shrink, correction2, eps), _pieces)
 
 
 def prox_adamw(

@@ -12,15 +12,22 @@ from ramda_jax import model as base
 from ramda_jax.transform import proximal_transformation
 
 
-def _pieces(arrays, scalars):
+def _accumulate(arrays, grad, scalars):
+    """m_t = (1 - c_t) m_{t-1} + c_t G_t."""
+    (grad_average,) = arrays
+    older, newest = scalars
+    return (older * grad_average + newest * grad,)
+
+
+def _pieces(arrays, param, scalars):
     """The subproblem times eta: v = eta m_t, x0 = W^{t-1}, D = 1 (well defined at eta = 0, too)."""
-    grad_average, params = arrays
-    return scalars[0] * grad_average, params, jnp.ones_like(scalars[0])
+    return scalars[0] * arrays[0], param, jnp.ones_like(scalars[0])
 
 
 class ProxSgdState(NamedTuple):
     """grad_average: m_t = (1 - c) m_{t-1} + c G_t, m_0 = 0."""
 
+    accumulators = ("grad_average",)
     grad_average: chex.ArrayTree
 
 
@@ -29,25 +36,22 @@ class ProxSgd(base.Model):
     """Hyperparameters of ProxSGD; see `prox_sgd`."""
 
     scalar_metric: ClassVar[bool] = True
+    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
 
     def init(self, params: chex.ArrayTree) -> ProxSgdState:
         return ProxSgdState(base.zeros_like(params))
 
-    def accumulate(
-        self, state: ProxSgdState, grads: chex.ArrayTree, params: chex.ArrayTree, count: chex.Array
-    ) -> ProxSgdState:
-        newest = _numerics.evaluate(self.momentum, count)
-        return ProxSgdState(base.decay(state.grad_average, grads, 1 - newest))
-
-    def subproblem(
+    def begin(
         self, state: ProxSgdState, params: chex.ArrayTree, count: chex.Array
-    ) -> base.Subproblem:
+    ) -> tuple[ProxSgdState, tuple[chex.Array, ...]]:
+        newest = _numerics.evaluate(self.momentum, count)
+        return state, (1 - newest, newest)
+
+    def subproblem(self, state: ProxSgdState, count: chex.Array) -> base.Subproblem:
         learning_rate = _numerics.evaluate(self.learning_rate, count)
-        return base.Subproblem(
-            (state.grad_average, params), (learning_rate,), learning_rate, _pieces
-        )
+        return base.Subproblem(learning_rate, (learning_rate,), _pieces)
 
 
 def prox_sgd(

@@ -1,25 +1,30 @@
 """ProxSSI: Adam's step followed by a weighted prox (structured sparsity inducing adaptive optimizers)."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax.numpy as jnp
 import optax
 
 from ramda_jax import model as base
-from ramda_jax.models.adam import Adam
+from ramda_jax.models import adam
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
 
-def _pieces(arrays, scalars):
+def _accumulate(arrays, grad, scalars):
+    """Adam's moments."""
+    return adam.moments(*arrays, grad, scalars)
+
+
+def _pieces(arrays, param, scalars):
     """The subproblem times eta: v = 0, x0 = Adam's point with weight decay, D = (sqrt(n_t) + eps) / correction."""
-    grad_average, grad_sq_average, params = arrays
+    grad_average, grad_sq_average = arrays
     step, shrink, correction, eps = scalars
     metric = jnp.sqrt(grad_sq_average) + eps
-    point = shrink * (params - step * grad_average / metric)
-    return jnp.zeros_like(params), point, metric / correction
+    point = shrink * (param - step * grad_average / metric)
+    return jnp.zeros_like(param), point, metric / correction
 
 
 class ProxSsiState(NamedTuple):
@@ -30,33 +35,31 @@ class ProxSsiState(NamedTuple):
       grad_sq_average: n_t = b2 n_{t-1} + (1 - b2) G_t^2.
     """
 
+    accumulators = ("grad_average", "grad_sq_average")
     grad_average: chex.ArrayTree
     grad_sq_average: chex.ArrayTree
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxSsi(Adam):
+class ProxSsi(adam.Adam):
     """Hyperparameters of ProxSSI; see `prox_ssi`."""
 
+    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
     bias_corrected_metric: bool
 
     def init(self, params: chex.ArrayTree) -> ProxSsiState:
         return ProxSsiState(base.zeros_like(params), base.zeros_like(params))
 
-    def accumulate(
-        self, state: ProxSsiState, grads: chex.ArrayTree, params: chex.ArrayTree, count: chex.Array
-    ) -> ProxSsiState:
-        return ProxSsiState(*self.moments(state.grad_average, state.grad_sq_average, grads, count))
-
-    def subproblem(
+    def begin(
         self, state: ProxSsiState, params: chex.ArrayTree, count: chex.Array
-    ) -> base.Subproblem:
+    ) -> tuple[ProxSsiState, tuple[chex.Array, ...]]:
+        return state, self.rates(count)
+
+    def subproblem(self, state: ProxSsiState, count: chex.Array) -> base.Subproblem:
         eta, shrink, correction1, correction2, eps = self.constants(count)
         root = jnp.sqrt(correction2)
         correction = root if self.bias_corrected_metric else jnp.ones_like(root)
-        trees = (state.grad_average, state.grad_sq_average, params)
-        scalars = (eta * root / correction1, shrink, correction, eps)
-        return base.Subproblem(trees, scalars, eta, _pieces)
+        return base.Subproblem(eta, (eta * root / correction1, shrink, correction, eps), _pieces)
 
 
 def prox_ssi(

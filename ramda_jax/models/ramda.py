@@ -1,11 +1,9 @@
 """RAMDA: regularized adaptive momentum dual averaging."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
-import jax
-import jax.numpy as jnp
 import optax
 
 from ramda_jax import _numerics, _validation
@@ -15,7 +13,18 @@ from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
 
-def _pieces(arrays, scalars):
+def _accumulate(arrays, grad, scalars):
+    """V_t = V_{t-1} + s_t G_t, U_t = U_{t-1} + s_t G_t^2; W^0 stays."""
+    grad_sum, grad_sq_sum, anchor = arrays
+    weighted = scalars[0] * grad
+    return (
+        dual_averaging.add(grad_sum, weighted, scalars),
+        dual_averaging.add(grad_sq_sum, weighted * grad, scalars),
+        anchor,
+    )
+
+
+def _pieces(arrays, param, scalars):
     """v = V_t, x0 = W^0, D = cbrt(U_t) + eps."""
     grad_sum, grad_sq_sum, anchor = arrays
     return grad_sum, anchor, _numerics.cbrt(grad_sq_sum) + scalars[0]
@@ -32,6 +41,7 @@ class RamdaState(NamedTuple):
       anchor: W^0, the parameters at the stage's start.
     """
 
+    accumulators = ("grad_sum", "grad_sq_sum", "anchor")
     clock: dual_averaging.Clock
     eps: chex.Array
     grad_sum: chex.ArrayTree
@@ -40,14 +50,14 @@ class RamdaState(NamedTuple):
 
     def subproblem(self) -> base.Subproblem:
         """<V_t, X> + 1/2 <X - W^0, (cbrt(U_t) + eps)(X - W^0)> + alpha_t psi(X)."""
-        trees = (self.grad_sum, self.grad_sq_sum, self.anchor)
-        return base.Subproblem(trees, (self.eps,), self.clock.weight_sum, _pieces)
+        return base.Subproblem(self.clock.weight_sum, (self.eps,), _pieces)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ramda(base.Model):
     """Hyperparameters of RAMDA; see `ramda`."""
 
+    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
     eps: Any
@@ -63,26 +73,21 @@ class Ramda(base.Model):
             anchor=params,
         )
 
-    def accumulate(
-        self, state: RamdaState, grads: chex.ArrayTree, params: chex.ArrayTree, count: chex.Array
-    ) -> RamdaState:
+    def begin(
+        self, state: RamdaState, params: chex.ArrayTree, count: chex.Array
+    ) -> tuple[RamdaState, tuple[chex.Array, ...]]:
         restart, stage = dual_averaging.restarts(count, self.restart_steps)
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         clock, weight = dual_averaging.tick(state.clock, learning_rate, restart)
-        weighted = jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads)
-        squares = jax.tree.map(jnp.multiply, weighted, grads)
         decay = _numerics.as_scalar(self.restart_eps_decay)
-        return RamdaState(
+        state = state._replace(
             clock=clock,
             eps=_numerics.as_scalar(self.eps) * decay ** _numerics.as_scalar(stage),
-            grad_sum=dual_averaging.add(state.grad_sum, weighted, restart),
-            grad_sq_sum=dual_averaging.add(state.grad_sq_sum, squares, restart),
-            anchor=dual_averaging.select(restart, params, state.anchor),
+            anchor=dual_averaging.new_anchor(restart, params, state.anchor),
         )
+        return state, dual_averaging.step_scalars(weight, restart)
 
-    def subproblem(
-        self, state: RamdaState, params: chex.ArrayTree, count: chex.Array
-    ) -> base.Subproblem:
+    def subproblem(self, state: RamdaState, count: chex.Array) -> base.Subproblem:
         return state.subproblem()
 
     def averaging(self, count: chex.Array) -> chex.Array:

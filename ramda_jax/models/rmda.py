@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,7 +13,13 @@ from ramda_jax.models import dual_averaging
 from ramda_jax.transform import proximal_transformation
 
 
-def _pieces(arrays, scalars):
+def _accumulate(arrays, grad, scalars):
+    """V_t = V_{t-1} + s_t G_t; W^0 stays."""
+    grad_sum, anchor = arrays
+    return dual_averaging.add(grad_sum, scalars[0] * grad, scalars), anchor
+
+
+def _pieces(arrays, param, scalars):
     """v = V_t, x0 = W^0, D = sqrt(t)."""
     grad_sum, anchor = arrays
     return grad_sum, anchor, scalars[0]
@@ -29,6 +34,7 @@ class RmdaState(NamedTuple):
       anchor: W^0, the parameters at the stage's start.
     """
 
+    accumulators = ("grad_sum", "anchor")
     clock: dual_averaging.Clock
     grad_sum: chex.ArrayTree
     anchor: chex.ArrayTree
@@ -36,8 +42,7 @@ class RmdaState(NamedTuple):
     def subproblem(self) -> base.Subproblem:
         """<V_t, X> + sqrt(t) / 2 ||X - W^0||^2 + alpha_t psi(X)."""
         metric = jnp.sqrt(_numerics.as_scalar(self.clock.step))
-        trees = (self.grad_sum, self.anchor)
-        return base.Subproblem(trees, (metric,), self.clock.weight_sum, _pieces)
+        return base.Subproblem(self.clock.weight_sum, (metric,), _pieces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Rmda(base.Model):
     """Hyperparameters of RMDA; see `rmda`."""
 
     scalar_metric: ClassVar[bool] = True
+    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
     restart_steps: tuple[int, ...]
@@ -52,22 +58,17 @@ class Rmda(base.Model):
     def init(self, params: chex.ArrayTree) -> RmdaState:
         return RmdaState(dual_averaging.start_clock(), base.zeros_like(params), params)
 
-    def accumulate(
-        self, state: RmdaState, grads: chex.ArrayTree, params: chex.ArrayTree, count: chex.Array
-    ) -> RmdaState:
+    def begin(
+        self, state: RmdaState, params: chex.ArrayTree, count: chex.Array
+    ) -> tuple[RmdaState, tuple[chex.Array, ...]]:
         restart, _ = dual_averaging.restarts(count, self.restart_steps)
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         clock, weight = dual_averaging.tick(state.clock, learning_rate, restart)
-        weighted = jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads)
-        return RmdaState(
-            clock=clock,
-            grad_sum=dual_averaging.add(state.grad_sum, weighted, restart),
-            anchor=dual_averaging.select(restart, params, state.anchor),
-        )
+        anchor = dual_averaging.new_anchor(restart, params, state.anchor)
+        state = state._replace(clock=clock, anchor=anchor)
+        return state, dual_averaging.step_scalars(weight, restart)
 
-    def subproblem(
-        self, state: RmdaState, params: chex.ArrayTree, count: chex.Array
-    ) -> base.Subproblem:
+    def subproblem(self, state: RmdaState, count: chex.Array) -> base.Subproblem:
         return state.subproblem()
 
     def averaging(self, count: chex.Array) -> chex.Array:

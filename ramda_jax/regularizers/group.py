@@ -43,6 +43,10 @@ class GroupNorm(base.Regularizer):
         kept = self._kept(ndim) if ndim else ()
         return tuple(a for a in range(ndim) if a not in kept)
 
+    def separable_axis(self, shape: tuple[int, ...]) -> int | None:
+        kept = self._kept(len(shape)) if shape else ()
+        return max(kept, key=shape.__getitem__, default=None)
+
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return base.size(tuple(shape[a] for a in self._kept(len(shape)))) if shape else 1
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -10,23 +10,24 @@ import jax.numpy as jnp
 from ramda_jax import first_order
 from ramda_jax.regularizers.base import Regularizer
 
-# (v, x0, D) from a leaf's arrays (accumulators, anchor, ...) and the step's scalars. Elementwise; D may be 0-d.
-Pieces = Callable[[tuple[chex.Array, ...], tuple[chex.Array, ...]], tuple[chex.Array, ...]]
+# (accumulators of a leaf, its parameter, the step's scalars) -> (v, x0, D). Elementwise; D may be 0-d.
+Pieces = Callable[
+    [tuple[chex.Array, ...], chex.Array, tuple[chex.Array, ...]], tuple[chex.Array, ...]
+]
 
 
 class LeafProblem(NamedTuple):
-    """minimise over X   <v, X> + 1/2 <X - x0, D (X - x0)> + weight psi(X)   for one parameter array.
-
-    v, x0 and D are recomputed from `arrays` wherever they are needed: keeping them would cost parameter-sized
-    temporaries.
+    """minimise over X   <v, X> + 1/2 <X - x0, D (X - x0)> + weight psi(X)   for one parameter array, or a block of it.
 
     Attributes:
-      arrays: what v, x0, D are computed from, each of the parameter's shape.
+      arrays: the accumulators which v, x0, D are computed from, each of the shape of `start`.
       scalars: 0-d arrays that go with them, in the dtype of the arrays.
-      pieces: (arrays, scalars) -> (v, x0, D).
+      pieces: (arrays, start, scalars) -> (v, x0, D).
       weight: w, 0-d.
       psi: the regularizer, its strengths resolved to 0-d arrays of the same dtype.
       start: W^{t-1}.
+      resident: whether the arrays are few enough to stay in a cache: then v, x0 and D are made once and kept; otherwise
+        recomputed wherever they are needed, because keeping them would cost parameter-sized temporaries.
     """
 
     arrays: tuple[chex.Array, ...]
@@ -35,11 +36,12 @@ class LeafProblem(NamedTuple):
     weight: chex.Array
     psi: Regularizer
     start: chex.Array
+    resident: bool = False
 
     def smooth(self, tie: Callable = lambda x: x) -> first_order.Quadratic:
-        """The smooth part; `tie` is applied to every array before use (see `secular.solve`)."""
+        """The smooth part; `tie` is applied to every array before use (see `secular.GroupProblem`)."""
         arrays = tuple(tie(x) for x in self.arrays)
-        return first_order.Quadratic(*self.pieces(arrays, self.scalars))
+        return first_order.Quadratic(*self.pieces(arrays, tie(self.start), self.scalars))
 
 
 class LeafSolution(NamedTuple):
@@ -59,7 +61,14 @@ class LeafSolution(NamedTuple):
 
 
 class Solver(abc.ABC):
-    """Solves the subproblems of several arrays. An immutable dataclass of settings; never callable."""
+    """Solves the subproblems of several arrays. An immutable dataclass of settings; never callable.
+
+    Attributes:
+      separable: whether the solution of a part of an array that psi does not connect with the rest
+        (`Regularizer.separable_axis`) is the same with or without the rest.
+    """
+
+    separable: ClassVar[bool] = False
 
     @abc.abstractmethod
     def supports(self, psi: Regularizer) -> bool:

@@ -1,6 +1,7 @@
 """One prox, no iteration: separable regularizers in any diagonal metric, every regularizer in a scalar one."""
 
 import dataclasses
+from typing import ClassVar
 
 import chex
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from ramda_jax.solvers import base
 @dataclasses.dataclass(frozen=True)
 class ClosedForm(base.PerArraySolver):
     """X = prox of (weight / D) psi at x0 - v / D: exact up to rounding, which is the residual; no iterations."""
+
+    separable: ClassVar[bool] = True
 
     def supports(self, psi: Regularizer) -> bool:
         return psi.closed_form

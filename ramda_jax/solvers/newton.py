@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import chex
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class Newton(base.Solver):
     Source: derived in `ramda_jax.secular`; it replaces Algorithm 2 of Huang & Lee, NeurIPS 2024.
     """
 
+    separable: ClassVar[bool] = True
     tolerance: float | None = None
     max_iterations: int = secular.MAX_ITERATIONS
 
@@ -79,4 +81,7 @@ def _group_problem(problem: base.LeafProblem, psi: GroupNorm) -> secular.GroupPr
         smooth = problem.smooth(tie)
         return smooth.at_zero(), smooth.d
 
+    if problem.resident:
+        kept = pieces(lambda x: x)
+        return psi.secular_problem(lambda tie: kept, problem.start.shape, problem.weight)
     return psi.secular_problem(pieces, problem.start.shape, problem.weight)

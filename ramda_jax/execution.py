@@ -1,0 +1,289 @@
+"""How a step runs over the arrays: accumulate, solve, move; over all leaves at once, or block by block.
+
+The step of one array, or of any part of it that is made of whole groups, is `_step`. It is run
+
+- on all leaves together (`_together`): one loop for the groups of all of them, nothing but elementwise work and
+  reductions, which the partitioner can cut as the arrays are cut. For several devices, and for accelerators;
+- leaf by leaf, in blocks of whole groups that fit a CPU's cache (`_in_blocks`): every array is read once and written
+  once, in place, and temporaries are of the size of a block. For a CPU that holds whole arrays.
+
+Both compute the same numbers up to the order of the sums.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ramda_jax import _numerics, _target
+from ramda_jax.model import Accumulate
+from ramda_jax.regularizers import Regularizer
+from ramda_jax.solvers.base import LeafProblem, Pieces, Solver
+
+# Entries of a block: some ten arrays of this size (v, x0, D, b, their updates, ...) fit a second-level cache.
+BLOCK_SIZE = 16_384
+
+
+class Leaf(NamedTuple):
+    """What a step reads of one parameter array, or of a block of it.
+
+    Attributes:
+      arrays: the accumulators.
+      grad: the gradient, in any dtype; None: the accumulators are final already.
+      param: W^{t-1}, in any dtype.
+      warm: the solver's warm start.
+      psi: the regularizer, its strengths 0-d arrays; None: none.
+    """
+
+    arrays: tuple[chex.Array, ...]
+    grad: chex.Array | None
+    param: chex.Array
+    warm: chex.Array
+    psi: Regularizer | None
+
+
+class Result(NamedTuple):
+    """What a step writes of it.
+
+    Attributes:
+      arrays: the accumulators, updated.
+      out: W^t - W^{t-1} in the parameter's dtype; or What_t where there was no gradient.
+      warm, iterations, residual: as in `solvers.base.LeafSolution`.
+    """
+
+    arrays: tuple[chex.Array, ...]
+    out: chex.Array
+    warm: chex.Array
+    iterations: chex.Array
+    residual: chex.Array
+
+
+class Scalars(NamedTuple):
+    """The 0-d arrays of one step, in the dtype of scalars.
+
+    Attributes:
+      count: steps done, int32.
+      accumulate, pieces: those which the functions of these names take.
+      weight: w.
+      averaging: c_t, or None where W^t = What_t.
+    """
+
+    count: chex.Array
+    accumulate: tuple[chex.Array, ...]
+    pieces: tuple[chex.Array, ...]
+    weight: chex.Array
+    averaging: chex.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The static part of a step: what `model.Model` calls by these names, and the solver of each leaf."""
+
+    accumulate: Accumulate | None
+    pieces: Pieces
+    solvers: tuple[Solver | None, ...]
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def run(method: Method, leaves: tuple[Leaf, ...], scalars: Scalars) -> tuple[Result, ...]:
+    """The step of every leaf. Compiled once per method and shapes, also where the caller does not jit."""
+    results: dict[int, Result] = {}
+    # One after the other is what blocks gain from; arrays whose parts cannot be solved apart gain from it, too:
+    # their temporaries follow each other.
+    together = functools.partial(_together, method)
+    apart = functools.partial(_one_by_one, method)
+    regularized = tuple(i for i, leaf in enumerate(leaves) if leaf.psi is not None)
+    for i, leaf in enumerate(leaves):
+        if leaf.psi is None:
+            results[i] = _together(method, {i: leaf}, scalars)[i]
+    if regularized:
+        chosen = {i: leaves[i] for i in regularized}
+        results |= _target.select(together, {"cpu": apart}, chosen, scalars)
+    return tuple(results[i] for i in range(len(leaves)))
+
+
+def _together(method: Method, leaves: dict[int, Leaf], scalars: Scalars) -> dict[int, Result]:
+    return _step(method, leaves, scalars, resident=False)
+
+
+def _one_by_one(method: Method, leaves: dict[int, Leaf], scalars: Scalars) -> dict[int, Result]:
+    results: dict[int, Result] = {}
+    before = jnp.zeros([], jnp.int32)
+    for i, leaf in leaves.items():
+        results[i] = _in_blocks(method, i, leaf, scalars, before)
+        before = results[i].iterations
+    return results
+
+
+def _step(
+    method: Method, leaves: dict[int, Leaf], scalars: Scalars, *, resident: bool
+) -> dict[int, Result]:
+    """The step itself; the leaves by their index, as `method.solvers` counts them."""
+    arrays, problems = {}, {}
+    for i, leaf in leaves.items():
+        dtype = leaf.arrays[0].dtype
+        cast = lambda tree, dtype=dtype: jax.tree.map(lambda s: s.astype(dtype), tree)
+        arrays[i] = leaf.arrays
+        if leaf.grad is not None:
+            arrays[i] = method.accumulate(leaf.arrays, cast(leaf.grad), cast(scalars.accumulate))
+        problems[i] = LeafProblem(
+            arrays[i],
+            cast(scalars.pieces),
+            method.pieces,
+            cast(scalars.weight),
+            cast(leaf.psi),
+            cast(leaf.param),
+            resident,
+        )
+    results = {}
+    for i, (x, warm, iterations, residual) in _solve(method, problems, leaves).items():
+        out = _move(x, problems[i].start, leaves[i], scalars)
+        results[i] = Result(arrays[i], out, warm, iterations, residual)
+    return results
+
+
+def _solve(
+    method: Method, problems: dict[int, LeafProblem], leaves: dict[int, Leaf]
+) -> dict[int, tuple[chex.Array, ...]]:
+    """(x, warm start, iterations, residual) of every leaf; those with the same solver are solved together."""
+    solved: dict[int, tuple[chex.Array, ...]] = {}
+    for solver in dict.fromkeys(method.solvers[i] for i in problems):
+        mine = [i for i in problems if method.solvers[i] == solver]
+        if solver is None:
+            for i in mine:  # the minimiser of the quadratic alone
+                v, x0, d = problems[i].smooth()
+                none = jnp.zeros([], jnp.int32), jnp.zeros([], v.dtype)
+                solved[i] = (x0 - v / d, leaves[i].warm, *none)
+            continue
+        answers = solver.solve([problems[i] for i in mine], [leaves[i].warm for i in mine])
+        solved |= {i: tuple(answer) for i, answer in zip(mine, answers, strict=True)}
+    return solved
+
+
+def _move(x: chex.Array, start: chex.Array, leaf: Leaf, scalars: Scalars) -> chex.Array:
+    if leaf.grad is None:
+        return x.astype(leaf.param.dtype)
+    delta = x - start
+    if scalars.averaging is not None:
+        delta = scalars.averaging.astype(x.dtype) * delta
+    return delta.astype(leaf.param.dtype)
+
+
+# Blocks.
+
+
+class _Blocks(NamedTuple):
+    """The cut of an array: `count` blocks of `length` along `axis`; the last one overlaps its neighbour if need be."""
+
+    axis: int
+    length: int
+    count: int
+
+    def start(self, k: chex.Array, shape: tuple[int, ...]) -> chex.Array:
+        return jnp.minimum(k * self.length, shape[self.axis] - self.length)
+
+    def take(self, x: chex.Array, start: chex.Array, shape: tuple[int, ...]) -> chex.Array:
+        """The block of x; x itself if it is a scalar or an empty warm start."""
+        if x.ndim != len(shape):
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, start, self.length, self.axis)
+
+    def put(
+        self,
+        x: chex.Array,
+        new: chex.Array,
+        k: chex.Array,
+        start: chex.Array,
+        shape: tuple[int, ...],
+    ) -> chex.Array:
+        """x with `new` as its block k."""
+        if x.ndim != len(shape):
+            return x
+        if shape[self.axis] % self.length:  # the last block begins with entries that are done
+            place = start + jax.lax.broadcasted_iota(jnp.int32, new.shape, self.axis)
+            new = jnp.where(place < k * self.length, self.take(x, start, shape), new)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, start, self.axis)
+
+
+def _cut(solver: Solver, leaf: Leaf) -> _Blocks | None:
+    """How to cut a leaf into blocks that can be solved apart; None: not at all, or not worth it."""
+    shape = leaf.param.shape
+    axis = leaf.psi.separable_axis(shape) if solver.separable else None
+    if axis is None or shape[axis] < 2:
+        return None
+    at_most = max(1, BLOCK_SIZE * shape[axis] // max(leaf.param.size, 1))
+    count = -(-shape[axis] // at_most)
+    return _Blocks(axis, -(-shape[axis] // count), count) if count > 1 else None
+
+
+def _in_blocks(
+    method: Method, i: int, leaf: Leaf, scalars: Scalars, before: chex.Array
+) -> Result:
+    """The step of one leaf, block by block; written over the leaf's own arrays where the caller has donated them.
+
+    `before` is any number from the leaf that is to be done first. XLA schedules what does not depend on anything as
+    early as it can, and the memory for the updates of all leaves would be taken at once.
+    """
+    blocks = _cut(method.solvers[i], leaf)
+    if blocks is None:
+        return _step(method, {i: leaf}, scalars, resident=leaf.param.size <= BLOCK_SIZE)[i]
+    shape = leaf.param.shape
+    fixed: list[int] = []  # accumulators which the step does not change
+
+    def solve(part: Leaf) -> Result:
+        done = _step(method, {i: part}, scalars, resident=True)[i]
+        fixed[:] = [k for k, x in enumerate(done.arrays) if x is part.arrays[k]]
+        return done._replace(arrays=_without(done.arrays, fixed))
+
+    def body(k: chex.Array, carry: Result) -> Result:
+        start = blocks.start(k, shape)
+        arrays = _with(carry.arrays, leaf.arrays, fixed)
+        now = leaf._replace(arrays=arrays, warm=carry.warm)
+        part = jax.tree.map(lambda x: blocks.take(x, start, shape), now)
+        done = _separately(solve, scalars.count, part)
+        put = lambda whole, new: blocks.put(whole, new, k, start, shape)
+        return Result(
+            tuple(map(put, carry.arrays, done.arrays)),
+            put(carry.out, done.out),
+            put(carry.warm, done.warm),
+            jnp.maximum(carry.iterations, done.iterations),
+            carry.residual + jnp.square(done.residual),
+        )
+
+    part = jax.tree.map(lambda x: blocks.take(x, jnp.zeros([], jnp.int32), shape), leaf)
+    abstract = jax.eval_shape(solve, part)  # fills `fixed`
+    first = Result(
+        _without(leaf.arrays, fixed),
+        jnp.full_like(leaf.param, before),
+        leaf.warm,
+        jnp.zeros([], abstract.iterations.dtype),
+        jnp.zeros([], abstract.residual.dtype),
+    )
+    last = jax.lax.fori_loop(0, blocks.count, body, first)
+    arrays = _with(last.arrays, leaf.arrays, fixed)
+    return last._replace(arrays=arrays, residual=jnp.sqrt(last.residual))
+
+
+def _without(items: tuple, left_out: list[int]) -> tuple:
+    return tuple(x for k, x in enumerate(items) if k not in left_out)
+
+
+def _with(items: tuple, all_items: tuple, kept: list[int]) -> tuple:
+    """`items`, with those of `all_items` at the indices `kept` back in their places."""
+    rest = iter(items)
+    return tuple(x if k in kept else next(rest) for k, x in enumerate(all_items))
+
+
+def _separately(function: Any, count: chex.Array, part: Leaf) -> Result:
+    """function(part), which XLA keeps apart from what is around it.
+
+    Fused with the slices that make its arguments and with the updates that take its results it would read from arrays
+    that are being overwritten, and XLA would copy them whole for every block. A conditional is a border that no
+    fusion crosses; this one is always taken (counts are not negative), which XLA cannot know.
+    """
+    shapes = jax.eval_shape(function, part)
+    never = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.cond(count >= 0, function, never, part)
