@@ -13,8 +13,10 @@ he_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 # Uniform on +-1/sqrt(fan in): the usual start of a dense classifier.
 uniform_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# Moving averages keep 0.9 of themselves a step, as in the ResNet and VGG of the paper.
-_BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+
+def xavier(gain: float) -> nnx.Initializer:
+    """Glorot & Bengio 2010: uniform on +-gain sqrt(6 / (fan in + fan out))."""
+    return nnx.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
 class ConvNorm(nnx.Module):
@@ -55,8 +57,14 @@ class ConvNorm(nnx.Module):
             kernel_init=kernel_init,
             rngs=rngs,
         )
-        self.norm = nnx.BatchNorm(outputs, dtype=dtype, rngs=rngs, **_BATCH_NORM)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, ..., inputs) -> (n, ... / stride, outputs)."""
-        return self.norm(self.conv(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """(n, ..., inputs) -> (n, ... / stride, outputs).
+
+        Args:
+            x: input.
+            mask: booleans that broadcast to the output, true where it counts for the batch's mean
+                and variance; `None` for everywhere.
+        """
+        return self.norm(self.conv(x), mask=mask)
