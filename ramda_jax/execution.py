@@ -2,9 +2,9 @@
 
 The step of one array, or of any part of it that is made of whole groups, is `_step`. It is run
 
-- on all leaves together (`_together`): one loop for the groups of all of them, nothing but elementwise work and
+- on all leaves together (`_step`): one loop for the groups of all of them, nothing but elementwise work and
   reductions, which the partitioner can cut as the arrays are cut. For several devices, and for accelerators;
-- leaf by leaf, in blocks of whole groups that fit a CPU's cache (`_in_blocks`): every array is read once and written
+- leaf by leaf, in blocks of whole groups that fit a CPU's cache (`_one_by_one`): every array is read once and written
   once, in place, and temporaries are of the size of a block. For a CPU that holds whole arrays.
 
 Both compute the same numbers up to the order of the sums.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ramda_jax import _numerics, _target
 from ramda_jax.model import Accumulate
 from ramda_jax.regularizers import Regularizer
-from ramda_jax.solvers.base import LeafProblem, Pieces, Solver
+from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver
 
 # Entries of a block: some ten arrays of this size (v, x0, D, b, their updates, ...) fit a second-level cache.
 BLOCK_SIZE = 16_384
@@ -80,87 +80,101 @@ class Scalars(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The static part of a step: what `model.Model` calls by these names, and the solver of each leaf."""
+    """The static part of a step: what `model.Model` and `model.Subproblem` call by these names."""
 
     accumulate: Accumulate | None
     pieces: Pieces
-    solvers: tuple[Solver | None, ...]
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def run(method: Method, leaves: tuple[Leaf, ...], scalars: Scalars) -> tuple[Result, ...]:
-    """The step of every leaf. Compiled once per method and shapes, also where the caller does not jit."""
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def run(
+    method: Method,
+    solvers: tuple[Solver | None, ...],
+    leaves: tuple[Leaf, ...],
+    scalars: Scalars,
+) -> tuple[Result, ...]:
+    """The step of every leaf, each with its solver; None: unregularized.
+
+    Compiled once per method and shapes, also where the caller does not jit.
+    """
     results: dict[int, Result] = {}
-    # One after the other is what blocks gain from; arrays whose parts cannot be solved apart gain from it, too:
-    # their temporaries follow each other.
-    together = functools.partial(_together, method)
-    apart = functools.partial(_one_by_one, method)
-    regularized = tuple(i for i, leaf in enumerate(leaves) if leaf.psi is not None)
-    for i, leaf in enumerate(leaves):
-        if leaf.psi is None:
-            results[i] = _together(method, {i: leaf}, scalars)[i]
-    if regularized:
-        chosen = {i: leaves[i] for i in regularized}
-        results |= _target.select(together, {"cpu": apart}, chosen, scalars)
+    for i, (solver, leaf) in enumerate(zip(solvers, leaves, strict=True)):
+        if solver is None:
+            (results[i],) = _step(method, (solver,), (leaf,), scalars)
+    chosen = [i for i, solver in enumerate(solvers) if solver is not None]
+    if chosen:
+        mine = tuple(solvers[i] for i in chosen)
+        done = _target.select(
+            functools.partial(_step, method, mine),
+            {"cpu": functools.partial(_one_by_one, method, mine)},
+            tuple(leaves[i] for i in chosen),
+            scalars,
+        )
+        results |= dict(zip(chosen, done, strict=True))
     return tuple(results[i] for i in range(len(leaves)))
 
 
-def _together(method: Method, leaves: dict[int, Leaf], scalars: Scalars) -> dict[int, Result]:
-    return _step(method, leaves, scalars, resident=False)
-
-
-def _one_by_one(method: Method, leaves: dict[int, Leaf], scalars: Scalars) -> dict[int, Result]:
-    results: dict[int, Result] = {}
+def _one_by_one(
+    method: Method, solvers: tuple[Solver, ...], leaves: tuple[Leaf, ...], scalars: Scalars
+) -> list[Result]:
+    results: list[Result] = []
     before = jnp.zeros([], jnp.int32)
-    for i, leaf in leaves.items():
-        results[i] = _in_blocks(method, i, leaf, scalars, before)
-        before = results[i].iterations
+    for solver, leaf in zip(solvers, leaves, strict=True):
+        results.append(_in_blocks(method, solver, leaf, scalars, before))
+        before = results[-1].iterations
     return results
 
 
 def _step(
-    method: Method, leaves: dict[int, Leaf], scalars: Scalars, *, resident: bool
-) -> dict[int, Result]:
-    """The step itself; the leaves by their index, as `method.solvers` counts them."""
-    arrays, problems = {}, {}
-    for i, leaf in leaves.items():
+    method: Method,
+    solvers: tuple[Solver | None, ...],
+    leaves: tuple[Leaf, ...],
+    scalars: Scalars,
+    resident: bool = False,
+) -> list[Result]:
+    """The step itself, of all leaves together."""
+    arrays, problems = [], []
+    for leaf in leaves:
         dtype = leaf.arrays[0].dtype
         cast = lambda tree, dtype=dtype: jax.tree.map(lambda s: s.astype(dtype), tree)
-        arrays[i] = leaf.arrays
+        new = leaf.arrays
         if leaf.grad is not None:
-            arrays[i] = method.accumulate(leaf.arrays, cast(leaf.grad), cast(scalars.accumulate))
-        problems[i] = LeafProblem(
-            arrays[i],
-            cast(scalars.pieces),
-            method.pieces,
-            cast(scalars.weight),
-            cast(leaf.psi),
-            cast(leaf.param),
-            resident,
+            new = method.accumulate(new, cast(leaf.grad), cast(scalars.accumulate))
+        arrays.append(new)
+        problems.append(
+            LeafProblem(
+                new,
+                cast(scalars.pieces),
+                method.pieces,
+                cast(scalars.weight),
+                cast(leaf.psi),
+                cast(leaf.param),
+                resident,
+            )
         )
-    results = {}
-    for i, (x, warm, iterations, residual) in _solve(method, problems, leaves).items():
-        out = _move(x, problems[i].start, leaves[i], scalars)
-        results[i] = Result(arrays[i], out, warm, iterations, residual)
-    return results
+    solutions = _solve(solvers, problems, leaves)
+    return [
+        Result(new, _move(s.x, p.start, leaf, scalars), s.warm, s.iterations, s.residual)
+        for new, s, p, leaf in zip(arrays, solutions, problems, leaves, strict=True)
+    ]
 
 
 def _solve(
-    method: Method, problems: dict[int, LeafProblem], leaves: dict[int, Leaf]
-) -> dict[int, tuple[chex.Array, ...]]:
-    """(x, warm start, iterations, residual) of every leaf; those with the same solver are solved together."""
-    solved: dict[int, tuple[chex.Array, ...]] = {}
-    for solver in dict.fromkeys(method.solvers[i] for i in problems):
-        mine = [i for i in problems if method.solvers[i] == solver]
+    solvers: tuple[Solver | None, ...], problems: list[LeafProblem], leaves: tuple[Leaf, ...]
+) -> list[LeafSolution]:
+    """The solution of every leaf; those with the same solver are solved together."""
+    solved: dict[int, LeafSolution] = {}
+    for solver in dict.fromkeys(solvers):
+        mine = [i for i, other in enumerate(solvers) if other == solver]
         if solver is None:
             for i in mine:  # the minimiser of the quadratic alone
                 v, x0, d = problems[i].smooth()
                 none = jnp.zeros([], jnp.int32), jnp.zeros([], v.dtype)
-                solved[i] = (x0 - v / d, leaves[i].warm, *none)
+                solved[i] = LeafSolution(x0 - v / d, leaves[i].warm, *none)
             continue
         answers = solver.solve([problems[i] for i in mine], [leaves[i].warm for i in mine])
-        solved |= {i: tuple(answer) for i, answer in zip(mine, answers, strict=True)}
-    return solved
+        solved |= dict(zip(mine, answers, strict=True))
+    return [solved[i] for i in range(len(problems))]
 
 
 def _move(x: chex.Array, start: chex.Array, leaf: Leaf, scalars: Scalars) -> chex.Array:
@@ -219,31 +233,37 @@ def _cut(solver: Solver, leaf: Leaf) -> _Blocks | None:
     return _Blocks(axis, -(-shape[axis] // count), count) if count > 1 else None
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_blocks(
-    method: Method, i: int, leaf: Leaf, scalars: Scalars, before: chex.Array
+    method: Method, solver: Solver, leaf: Leaf, scalars: Scalars, before: chex.Array
 ) -> Result:
     """The step of one leaf, block by block; written over the leaf's own arrays where the caller has donated them.
 
     `before` is any number from the leaf that is to be done first. XLA schedules what does not depend on anything as
-    early as it can, and the memory for the updates of all leaves would be taken at once.
+    early as it can, and the memory for the updates of all leaves would be taken at once. Jitted by itself, so that
+    leaves of the same shape are traced once.
     """
-    blocks = _cut(method.solvers[i], leaf)
+    blocks = _cut(solver, leaf)
     if blocks is None:
-        return _step(method, {i: leaf}, scalars, resident=leaf.param.size <= BLOCK_SIZE)[i]
+        resident = leaf.param.size <= BLOCK_SIZE
+        return _step(method, (solver,), (leaf,), scalars, resident)[0]
     shape = leaf.param.shape
     fixed: list[int] = []  # accumulators which the step does not change
 
     def solve(part: Leaf) -> Result:
-        done = _step(method, {i: part}, scalars, resident=True)[i]
+        (done,) = _step(method, (solver,), (part,), scalars, resident=True)
         fixed[:] = [k for k, x in enumerate(done.arrays) if x is part.arrays[k]]
         return done._replace(arrays=_without(done.arrays, fixed))
+
+    part = jax.tree.map(lambda x: blocks.take(x, jnp.zeros([], jnp.int32), shape), leaf)
+    abstract = jax.eval_shape(solve, part)  # fills `fixed`
 
     def body(k: chex.Array, carry: Result) -> Result:
         start = blocks.start(k, shape)
         arrays = _with(carry.arrays, leaf.arrays, fixed)
         now = leaf._replace(arrays=arrays, warm=carry.warm)
         part = jax.tree.map(lambda x: blocks.take(x, start, shape), now)
-        done = _separately(solve, scalars.count, part)
+        done = _separately(solve, abstract, scalars.count, part)
         put = lambda whole, new: blocks.put(whole, new, k, start, shape)
         return Result(
             tuple(map(put, carry.arrays, done.arrays)),
@@ -253,8 +273,6 @@ def _in_blocks(
             carry.residual + jnp.square(done.residual),
         )
 
-    part = jax.tree.map(lambda x: blocks.take(x, jnp.zeros([], jnp.int32), shape), leaf)
-    abstract = jax.eval_shape(solve, part)  # fills `fixed`
     first = Result(
         _without(leaf.arrays, fixed),
         jnp.full_like(leaf.param, before),
@@ -277,13 +295,12 @@ def _with(items: tuple, all_items: tuple, kept: list[int]) -> tuple:
     return tuple(x if k in kept else next(rest) for k, x in enumerate(all_items))
 
 
-def _separately(function: Any, count: chex.Array, part: Leaf) -> Result:
-    """function(part), which XLA keeps apart from what is around it.
+def _separately(function: Any, result: Result, count: chex.Array, part: Leaf) -> Result:
+    """function(part), abstractly `result`, which XLA keeps apart from what is around it.
 
     Fused with the slices that make its arguments and with the updates that take its results it would read from arrays
     that are being overwritten, and XLA would copy them whole for every block. A conditional is a border that no
     fusion crosses; this one is always taken (counts are not negative), which XLA cannot know.
     """
-    shapes = jax.eval_shape(function, part)
-    never = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    never = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
     return jax.lax.cond(count >= 0, function, never, part)

@@ -223,8 +223,8 @@ def _run(
     for entry, psi, warm in zip(state.plan.entries, regularizers, state.warm, strict=True):
         inputs[entry.leaf] = inputs[entry.leaf]._replace(psi=psi, warm=warm)
         solver_of[entry.leaf] = entry.solver
-    method = execution.Method(*functions, tuple(solver_of))
-    results = execution.run(method, tuple(inputs), scalars)
+    method = execution.Method(*functions)
+    results = execution.run(method, tuple(solver_of), tuple(inputs), scalars)
 
     mine = [results[entry.leaf] for entry in state.plan.entries]
     state = state._replace(

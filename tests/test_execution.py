@@ -67,7 +67,7 @@ def test_blocks_and_whole_arrays_give_the_same_step(name, psi, monkeypatch):
         params = normal(0, jnp.float64)
         tx = METHODS[name](psi)
         blocks = steps(tx, params, jnp.float64)
-        monkeypatch.setattr(execution, "_one_by_one", execution._together)
+        monkeypatch.setattr(execution, "_one_by_one", execution._step)
         jax.clear_caches()
         whole = steps(tx, params, jnp.float64)
         monkeypatch.undo()
