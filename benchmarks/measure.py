@@ -102,7 +102,7 @@ def bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
 
 def environment() -> dict[str, Any]:
     """Device, versions and date, without names of machines or paths."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -114,7 +114,9 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         **versions,

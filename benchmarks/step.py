@@ -11,7 +11,6 @@ units of the parameters. `residual` bounds ||s||, s in dQ(What), relative to ||D
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from benchmarks import measure, shapes
 from ramda_jax.transform import find_states
 
 GRADIENTS = 4
+LARGE = 50_000_000
 BASELINE = "optax.adamw"
 PAPER_PG = rj.ProximalGradient()  # 100 iterations, relative decrease 1e-8
 PAPER_PG_NUCLEAR = rj.ProximalGradient(max_iterations=5, rtol=1e-3)
@@ -95,7 +95,9 @@ class TorchStep:
     """The same for torch.optim.AdamW, fused where torch can."""
 
     def __init__(self, torch: Any, params: Any, grads: list[Any]) -> None:
-        tensor = lambda x: torch.from_numpy(np.array(x))
+        def tensor(x: jax.Array) -> Any:
+            return torch.from_numpy(np.array(x))
+
         self.params = [torch.nn.Parameter(tensor(x)) for x in jax.tree.leaves(params)]
         self.grads = [[tensor(g) for g in jax.tree.leaves(tree)] for tree in grads]
         self.optimizer = torch.optim.AdamW(self.params, lr=1e-3, fused=True)
@@ -142,38 +144,53 @@ def benchmark(model: str, strengths: list[float], rounds: int, with_pg: bool) ->
     leaves = jax.tree.leaves(abstract)
     size = sum(leaf.size for leaf in leaves)
     params = shapes.random_like(abstract, 0, 0.05)
-    grads = shapes.gradients(abstract, GRADIENTS)
-    contenders, steps = [], {}
-    makers: dict[str, Callable[[], Any]] = {
-        name: lambda tx=tx: JaxStep(tx, params, grads)
-        for name, tx in methods(model, strengths).items()
-        if with_pg or "PG" not in name
-    }
-    if torch := _torch():
-        makers["torch.optim.AdamW"] = lambda: TorchStep(torch, params, grads)
-    # A model of hundreds of millions of parameters times ten methods would not fit: pairs with the baseline.
-    for name, make in makers.items():
-        steps[name] = make()
-        slow = PG_ROUNDS if "PG" in name else None
-        contenders.append(measure.Contender(name, steps[name], steps[name].facts, slow))
-    measure.take_turns(contenders, rounds, warmup=3)
-
+    grads = shapes.gradients(abstract, GRADIENTS if size < LARGE else 2)
+    chosen = methods(model, strengths)
+    names = [name for name in chosen if with_pg or "PG" not in name]
+    if _torch():
+        names.append("torch.optim.AdamW")
+    # The states of all methods at once would not fit for a large model: pairs with the baseline.
+    others = [name for name in names if name != BASELINE]
+    batches = [others] if size < LARGE else [[name] for name in others]
     floor_rate = measure.bandwidth()
-    rows = []
-    for contender in contenders:
-        row = measure.compare(contender, contenders[0])
-        arrays = next(n for key, n in FLOORS.items() if row["name"].startswith(key))
-        row["over_the_floor"] = row["seconds"]["median"] * floor_rate / (4 * size * arrays)
-        row["temporary_arrays"] = row.get("temporary_bytes", 0) / (4 * size)
-        if isinstance(steps[row["name"]], JaxStep):
-            row |= solver_facts(steps[row["name"]])
-        rows.append(row)
-    return {"model": model, "parameters": size, "arrays": len(leaves), "bandwidth": floor_rate, "rows": rows}
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        steps = {
+            name: make_step(name, chosen.get(name), params, grads) for name in [BASELINE, *batch]
+        }
+        contenders = [
+            measure.Contender(name, step, step.facts, PG_ROUNDS if "PG" in name else None)
+            for name, step in steps.items()
+        ]
+        measure.take_turns(contenders, rounds, warmup=3)
+        for contender in contenders[1 if rows else 0 :]:
+            row = measure.compare(contender, contenders[0])
+            rows.append(row | facts(steps[contender.name], row, size, floor_rate))
+    return {
+        "model": model,
+        "parameters": size,
+        "arrays": len(leaves),
+        "bandwidth": floor_rate,
+        "rows": rows,
+    }
+
+
+def make_step(name: str, tx: Any, params: Any, grads: list[Any]) -> Any:
+    return TorchStep(_torch(), params, grads) if tx is None else JaxStep(tx, params, grads)
+
+
+def facts(step: Any, row: dict[str, Any], size: int, floor_rate: float) -> dict[str, Any]:
+    """What is known only after the run."""
+    arrays = next(n for key, n in FLOORS.items() if row["name"].startswith(key))
+    known = {"over_the_floor": row["seconds"]["median"] * floor_rate / (4 * size * arrays)}
+    if not isinstance(step, JaxStep):
+        return known
+    return known | {"temporary_arrays": row["temporary_bytes"] / (4 * size)} | solver_facts(step)
 
 
 def _torch() -> Any:
     try:
-        import torch  # noqa: PLC0415 (optional)
+        import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return None
     return torch
@@ -196,7 +213,7 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['over_the_floor']:.2f} | {row.get('iterations', '-')} "
             f"| {'-' if residual is None else f'{residual:.1e}'} "
             f"| {'-' if compile_seconds is None else f'{compile_seconds:.1f}'} "
-            f"| {row['temporary_arrays']:.3f} |"
+            f"| {row.get('temporary_arrays', 0):.3f} |"
         )
     return "\n".join(lines)
 

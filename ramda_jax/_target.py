@@ -28,7 +28,9 @@ def select(
         return whole(*args)
     names = ("", *local)
     traced = [
-        jax.make_jaxpr(lambda *xs, f=f: f(*jax.tree.unflatten(treedef, xs)), return_shape=True)(*flat)
+        jax.make_jaxpr(lambda *xs, f=f: f(*jax.tree.unflatten(treedef, xs)), return_shape=True)(
+            *flat
+        )
         for f in (whole, *local.values())
     ]
     out = _program_p.bind(*flat, names=names, jaxprs=tuple(jaxpr for jaxpr, _ in traced))
@@ -64,10 +66,8 @@ def _holds_whole_arrays(context: Any) -> bool:
 
 def _lower(ctx: Any, *args: Any, names: Any, jaxprs: Any) -> Any:
     platforms = ctx.platforms or ctx.module_context.platforms
-    chosen = 0
-    if len(platforms) == 1 and platforms[0] in names:
-        if _holds_whole_arrays(ctx.module_context.axis_context):
-            chosen = names.index(platforms[0])
+    local = len(platforms) == 1 and _holds_whole_arrays(ctx.module_context.axis_context)
+    chosen = names.index(platforms[0]) if local and platforms[0] in names else 0
     program = jax_core.jaxpr_as_fun(jaxprs[chosen])
     return mlir.lower_fun(program, multiple_results=True)(ctx, *args)
 

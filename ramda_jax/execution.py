@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, _target
+from ramda_jax import _target
 from ramda_jax.model import Accumulate
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver
@@ -103,7 +103,7 @@ def run(
             (results[i],) = _step(method, (solver,), (leaf,), scalars)
     chosen = [i for i, solver in enumerate(solvers) if solver is not None]
     if chosen:
-        mine = tuple(solvers[i] for i in chosen)
+        mine = tuple(solver for solver in solvers if solver is not None)
         done = _target.select(
             functools.partial(_step, method, mine),
             {"cpu": functools.partial(_one_by_one, method, mine)},
@@ -138,7 +138,7 @@ def _step(
         dtype = leaf.arrays[0].dtype
         cast = lambda tree, dtype=dtype: jax.tree.map(lambda s: s.astype(dtype), tree)
         new = leaf.arrays
-        if leaf.grad is not None:
+        if leaf.grad is not None and method.accumulate is not None:
             new = method.accumulate(new, cast(leaf.grad), cast(scalars.accumulate))
         arrays.append(new)
         problems.append(
@@ -190,11 +190,11 @@ def _move(x: chex.Array, start: chex.Array, leaf: Leaf, scalars: Scalars) -> che
 
 
 class _Blocks(NamedTuple):
-    """The cut of an array: `count` blocks of `length` along `axis`; the last one overlaps its neighbour if need be."""
+    """The cut of an array: `number` blocks of `length` along `axis`; the last one overlaps its neighbour if need be."""
 
     axis: int
     length: int
-    count: int
+    number: int
 
     def start(self, k: chex.Array, shape: tuple[int, ...]) -> chex.Array:
         return jnp.minimum(k * self.length, shape[self.axis] - self.length)
@@ -225,7 +225,7 @@ class _Blocks(NamedTuple):
 def _cut(solver: Solver, leaf: Leaf) -> _Blocks | None:
     """How to cut a leaf into blocks that can be solved apart; None: not at all, or not worth it."""
     shape = leaf.param.shape
-    axis = leaf.psi.separable_axis(shape) if solver.separable else None
+    axis = leaf.psi.separable_axis(shape) if leaf.psi is not None and solver.separable else None
     if axis is None or shape[axis] < 2:
         return None
     at_most = max(1, BLOCK_SIZE * shape[axis] // max(leaf.param.size, 1))
@@ -280,7 +280,7 @@ def _in_blocks(
         jnp.zeros([], abstract.iterations.dtype),
         jnp.zeros([], abstract.residual.dtype),
     )
-    last = jax.lax.fori_loop(0, blocks.count, body, first)
+    last = jax.lax.fori_loop(0, blocks.number, body, first)
     arrays = _with(last.arrays, leaf.arrays, fixed)
     return last._replace(arrays=arrays, residual=jnp.sqrt(last.residual))
 

@@ -2,7 +2,7 @@
 
 Every method minimises, per parameter array,   <v, X> + 1/2 <X - x0, D (X - x0)> + w psi(X)   and differs from the others in
 how v, x0, D and w are made. A model is an immutable dataclass of hyperparameters (numbers, 0-d arrays or schedules);
-its state is a NamedTuple of scalars and of accumulators, which are params-shaped trees; its class attribute
+its state is a NamedTuple of scalars and of accumulators, which are params-shaped trees; its property
 `accumulators` names them in the order in which `accumulate` and `pieces` take the arrays of a leaf.
 
 Scalars are advanced once per step (`begin`). All that touches arrays is elementwise and stateless (`Accumulate`, `Pieces`),
@@ -48,11 +48,16 @@ class Model(abc.ABC):
 
     Attributes:
       scalar_metric: whether D is a multiple of the identity, so that one prox solves the subproblem.
-      accumulate: see `Accumulate`.
     """
 
     scalar_metric: ClassVar[bool] = False
-    accumulate: ClassVar[Accumulate]
+
+    @staticmethod
+    @abc.abstractmethod
+    def accumulate(
+        arrays: tuple[chex.Array, ...], grad: chex.Array, scalars: tuple[chex.Array, ...]
+    ) -> tuple[chex.Array, ...]:
+        """See `Accumulate`."""
 
     @abc.abstractmethod
     def init(self, params: chex.ArrayTree) -> Any:

@@ -135,9 +135,7 @@ def proximal_transformation(
         names = model_state.accumulators
         accumulators = [getattr(model_state, name) for name in names]
         method = (model.accumulate, subproblem.pieces)
-        solver_state = state.solver._replace(
-            plan=plan, strengths=_evaluate(strengths, state.count)
-        )
+        solver_state = state.solver._replace(plan=plan, strengths=_evaluate(strengths, state.count))
         moves, accumulators, solver_state = _run(
             method, accumulators, updates, params, scalars, solver_state
         )

@@ -1,7 +1,7 @@
 """ProxAdamW: ProxGen with Adam's metric and decoupled weight decay."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class ProxAdamWState(NamedTuple):
 class ProxAdamW(adam.Adam):
     """Hyperparameters of ProxAdamW; see `prox_adamw`."""
 
-    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
+    accumulate = staticmethod(_accumulate)
     amsgrad: bool
 
     def init(self, params: chex.ArrayTree) -> ProxAdamWState:

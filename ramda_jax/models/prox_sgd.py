@@ -27,8 +27,11 @@ def _pieces(arrays, param, scalars):
 class ProxSgdState(NamedTuple):
     """grad_average: m_t = (1 - c) m_{t-1} + c G_t, m_0 = 0."""
 
-    accumulators = ("grad_average",)
     grad_average: chex.ArrayTree
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        return ("grad_average",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ProxSgd(base.Model):
     """Hyperparameters of ProxSGD; see `prox_sgd`."""
 
     scalar_metric: ClassVar[bool] = True
-    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
+    accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
 

@@ -1,7 +1,7 @@
 """ProxSSI: Adam's step followed by a weighted prox (structured sparsity inducing adaptive optimizers)."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from ramda_jax.transform import proximal_transformation
 
 def _accumulate(arrays, grad, scalars):
     """Adam's moments."""
-    return adam.moments(*arrays, grad, scalars)
+    return adam.moments(arrays[0], arrays[1], grad, scalars)
 
 
 def _pieces(arrays, param, scalars):
@@ -35,16 +35,19 @@ class ProxSsiState(NamedTuple):
       grad_sq_average: n_t = b2 n_{t-1} + (1 - b2) G_t^2.
     """
 
-    accumulators = ("grad_average", "grad_sq_average")
     grad_average: chex.ArrayTree
     grad_sq_average: chex.ArrayTree
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        return ("grad_average", "grad_sq_average")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProxSsi(adam.Adam):
     """Hyperparameters of ProxSSI; see `prox_ssi`."""
 
-    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
+    accumulate = staticmethod(_accumulate)
     bias_corrected_metric: bool
 
     def init(self, params: chex.ArrayTree) -> ProxSsiState:

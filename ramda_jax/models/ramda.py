@@ -1,7 +1,7 @@
 """RAMDA: regularized adaptive momentum dual averaging."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import optax
@@ -41,12 +41,15 @@ class RamdaState(NamedTuple):
       anchor: W^0, the parameters at the stage's start.
     """
 
-    accumulators = ("grad_sum", "grad_sq_sum", "anchor")
     clock: dual_averaging.Clock
     eps: chex.Array
     grad_sum: chex.ArrayTree
     grad_sq_sum: chex.ArrayTree
     anchor: chex.ArrayTree
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        return ("grad_sum", "grad_sq_sum", "anchor")
 
     def subproblem(self) -> base.Subproblem:
         """<V_t, X> + 1/2 <X - W^0, (cbrt(U_t) + eps)(X - W^0)> + alpha_t psi(X)."""
@@ -57,7 +60,7 @@ class RamdaState(NamedTuple):
 class Ramda(base.Model):
     """Hyperparameters of RAMDA; see `ramda`."""
 
-    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
+    accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
     eps: Any

@@ -34,10 +34,13 @@ class RmdaState(NamedTuple):
       anchor: W^0, the parameters at the stage's start.
     """
 
-    accumulators = ("grad_sum", "anchor")
     clock: dual_averaging.Clock
     grad_sum: chex.ArrayTree
     anchor: chex.ArrayTree
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        return ("grad_sum", "anchor")
 
     def subproblem(self) -> base.Subproblem:
         """<V_t, X> + sqrt(t) / 2 ||X - W^0||^2 + alpha_t psi(X)."""
@@ -50,7 +53,7 @@ class Rmda(base.Model):
     """Hyperparameters of RMDA; see `rmda`."""
 
     scalar_metric: ClassVar[bool] = True
-    accumulate: ClassVar[base.Accumulate] = staticmethod(_accumulate)
+    accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
     restart_steps: tuple[int, ...]
