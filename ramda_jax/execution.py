@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _target
+from ramda_jax import _target, kernel
 from ramda_jax.model import Accumulate
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver
@@ -106,7 +106,10 @@ def run(
         mine = tuple(solver for solver in solvers if solver is not None)
         done = _target.select(
             functools.partial(_step, method, mine),
-            {"cpu": functools.partial(_one_by_one, method, mine)},
+            {
+                "cpu": functools.partial(_one_by_one, method, mine),
+                "tpu": functools.partial(_in_kernels, method, mine),
+            },
             tuple(leaves[i] for i in chosen),
             scalars,
         )
@@ -231,6 +234,85 @@ def _cut(solver: Solver, leaf: Leaf) -> _Blocks | None:
     at_most = max(1, BLOCK_SIZE * shape[axis] // max(leaf.param.size, 1))
     count = -(-shape[axis] // at_most)
     return _Blocks(axis, -(-shape[axis] // count), count) if count > 1 else None
+
+
+def _in_kernels(
+    method: Method, solvers: tuple[Solver, ...], leaves: tuple[Leaf, ...], scalars: Scalars
+) -> list[Result]:
+    """The leaves that the kernel can take by the kernel, the others together."""
+    results: dict[int, Result] = {}
+    for i, (solver, leaf) in enumerate(zip(solvers, leaves, strict=True)):
+        length = _kernel_block(solver, leaf)
+        if length is not None:
+            results[i] = _in_kernel(method, solver, length, leaf, scalars)
+    rest = [i for i in range(len(leaves)) if i not in results]
+    if rest:
+        left = tuple(leaves[i] for i in rest)
+        done = _step(method, tuple(solvers[i] for i in rest), left, scalars)
+        results |= dict(zip(rest, done, strict=True))
+    return [results[i] for i in range(len(leaves))]
+
+
+def _kernel_block(solver: Solver, leaf: Leaf) -> int | None:
+    if leaf.grad is None or leaf.psi is None or not solver.separable:
+        return None
+    shape, dtype = leaf.param.shape, leaf.arrays[0].dtype
+    return kernel.block_length(shape, leaf.psi.separable_axis(shape), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _in_kernel(
+    method: Method,
+    solver: Solver,
+    length: int,
+    leaf: Leaf,
+    scalars: Scalars,
+) -> Result:
+    """The step of one leaf in one kernel, blocks of `length` along the axis that separates its groups."""
+    shape = leaf.param.shape
+    axis = leaf.psi.separable_axis(shape)  # type: ignore[union-attr]
+    has_warm = leaf.warm.ndim == len(shape)
+    fixed = _unchanged(method, leaf, scalars)
+
+    def step(updated: Any, read: Any, numbers: Any) -> tuple[Any, ...]:
+        changed, warm = updated
+        kept, grad, param = read
+        psi, shared = numbers
+        arrays = _with(changed, kept, fixed)
+        part = Leaf(arrays, grad, param, warm if has_warm else leaf.warm, psi)
+        (done,) = _step(method, (solver,), (part,), shared, resident=True)
+        new = (_without(done.arrays, fixed), done.warm if has_warm else ())
+        return new, done.out, done.iterations, done.residual
+
+    out = jax.ShapeDtypeStruct(shape, leaf.param.dtype)
+    kept = tuple(x if k in fixed else () for k, x in enumerate(leaf.arrays))
+    updated = (_without(leaf.arrays, fixed), leaf.warm if has_warm else ())
+    read = (kept, leaf.grad, leaf.param)
+    (arrays, warm), moved, iterations, residual = kernel.call(
+        step, updated, read, (leaf.psi, scalars), out, axis, length
+    )
+    return Result(
+        _with(arrays, leaf.arrays, fixed),
+        moved,
+        warm if has_warm else leaf.warm,
+        iterations,
+        residual,
+    )
+
+
+def _unchanged(method: Method, leaf: Leaf, scalars: Scalars) -> list[int]:
+    """Which accumulators the method returns as they came."""
+    same: list[int] = []
+
+    def look(arrays: tuple, grad: chex.Array) -> tuple:
+        new = arrays
+        if method.accumulate is not None:
+            new = method.accumulate(arrays, grad, scalars.accumulate)
+        same.extend(k for k, x in enumerate(new) if x is arrays[k])
+        return new
+
+    jax.eval_shape(look, leaf.arrays, leaf.param if leaf.grad is None else leaf.grad)
+    return same
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -25,6 +25,7 @@ concave but need not increase, the a_i may be negative, and the bound above does
 evaluated once more instead.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -161,7 +162,7 @@ def solve(
     def unfinished(carry) -> chex.Array:
         count, _, errors = carry
         pending = [jnp.any(e > tol) for e, tol in zip(errors, tolerances, strict=True)]
-        return (count < max_iterations) & jnp.any(jnp.stack(pending))
+        return (count < max_iterations) & functools.reduce(jnp.logical_or, pending)
 
     def update(carry):
         count, rs, errors = carry

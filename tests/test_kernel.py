@@ -1,0 +1,140 @@
+"""The Pallas kernel computes the same step as the other programs, and the TPU compiler takes it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ramda_jax as rj
+from ramda_jax import _target, execution, kernel
+from tests.test_execution import METHODS, PAIRS
+
+SHAPES = {"conv": {"kernel": (3, 3, 48, 16)}, "dense": {"kernel": (64, 128), "bias": (128,)}}
+
+
+def normal(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(rng.standard_normal(shape) * 0.3, jnp.float32)
+    return jax.tree.map(draw, SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def steps(tx):
+    params = normal(0)
+    state = tx.init(params)
+    for seed in range(3):
+        updates, state = jax.jit(tx.update)(normal(10 + seed), state, params)
+        params = optax.apply_updates(params, updates)
+    stats = rj.solver_stats(state)
+    return params, state.model, stats
+
+
+@pytest.mark.parametrize(("name", "psi"), PAIRS, ids=str)
+def test_kernel_takes_the_same_steps(name, psi, monkeypatch):
+    tx = METHODS[name](psi)
+    monkeypatch.setattr(_target, "select", lambda whole, local, *args: whole(*args))
+    jax.clear_caches()
+    expected = steps(tx)
+    monkeypatch.setattr(_target, "select", lambda whole, local, *args: local["tpu"](*args))
+    monkeypatch.setattr(kernel, "BLOCK_SIZE", 8 * 1024)
+    calls = []
+
+    def interpreted(*args):
+        calls.append(args)
+        return kernel_call(*args, interpret=True)
+
+    kernel_call = kernel.call
+    monkeypatch.setattr(kernel, "call", interpreted)
+    jax.clear_caches()
+    found = steps(tx)
+    jax.clear_caches()
+    assert len(calls) == 2
+    for one, other in zip(jax.tree.leaves(found[:2]), jax.tree.leaves(expected[:2]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+    for one, other in zip(
+        jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True
+    ):
+        np.testing.assert_array_equal(one == 0, other == 0)
+    assert found[2]["iterations"] == expected[2]["iterations"]
+
+
+def test_blocks_divide_the_array_fit_the_memory_and_keep_to_tiles():
+    assert kernel.block_length((3, 3, 512, 512), 2, jnp.float32) == 8
+    assert kernel.block_length((512, 10), 0, jnp.float32) == 512
+    assert kernel.block_length((3, 3, 3, 64), 2, jnp.float32) == 3  # the whole axis needs no tile
+    assert kernel.block_length((64, 4096), 1, jnp.float32) == 1024
+    assert kernel.block_length((1009, 512), 0, jnp.float32) is None  # a prime number of groups
+    assert kernel.block_length((8, 10**6), 0, jnp.float32) is None  # groups beyond the memory
+    assert kernel.block_length((512,), 0, jnp.float32) is None
+    assert kernel.block_length((512, 512), 0, jnp.float64) is None
+    assert kernel.block_length((512, 512), None, jnp.float32) is None
+
+
+TPU_PROGRAM = """
+import json
+import jax, numpy as np, optax, ramda_jax as rj
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+one = NamedSharding(Mesh(np.array(topology.devices[:1]), ("data",)), PartitionSpec())
+shapes = {f"conv{i}": {"kernel": (3, 3, 64, 128 + 128 * i)} for i in range(2)}
+shapes["dense"] = {"kernel": (1024, 256), "bias": (256,)}
+as_input = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+params = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s, np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+)
+size = sum(4 * x.size for x in jax.tree.leaves(params))
+found = {}
+for name, tx in {
+    "ramda": rj.ramda(0.01, rj.GroupLasso(1e-3)),
+    "columns": rj.ramda(0.01, rj.GroupLasso(1e-3, group_axis=-1)),
+    "sparse": rj.ramda(0.01, rj.SparseGroupLasso(1e-3, 1e-3)),
+    "mcp": rj.ramda(0.01, rj.GroupMCP(1e-3, 3.0)),
+    "l1": rj.ramda(0.01, rj.L1(1e-3)),
+    "rmda": rj.rmda(0.1, rj.GroupLasso(1e-3)),
+    "prox_sgd": rj.prox_sgd(0.1, rj.GroupLasso(1e-3)),
+    "prox_adamw": rj.prox_adamw(1e-3, rj.GroupLasso(1e-3)),
+    "prox_ssi": rj.prox_ssi(1e-3, rj.GroupLasso(1e-3)),
+}.items():
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    inputs = jax.tree.map(as_input, (params, jax.eval_shape(tx.init, params), params))
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*inputs).compile()
+    memory = compiled.memory_analysis().temp_size_in_bytes / size
+    found[name] = [compiled.as_text().count('"tpu_custom_call"'), memory]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (extra `tpu`) is not installed"
+)
+def test_tpu_compiler_takes_the_kernel_for_every_method():
+    without_hardware = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TPU_PROGRAM)],
+        env=os.environ | without_hardware,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for name, (kernels, memory) in json.loads(run.stdout.splitlines()[-1]).items():
+        assert kernels == 3, name
+        assert memory <= 1.0, name  # two thirds of these parameters are one array
