@@ -2,16 +2,21 @@
 
 A method is given the regularizer and the run's stages in steps; it decides what a stage means for
 it: all of them lower the learning rate, the dual-averaging ones also restart and average less and
-less in the last stage.
+less in the last stage. `Sgd` and `AdamW` are the dense references.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import ramda_jax as rj
+
+Schedule = Literal["stages", "cosine", "linear"]
+"""How the learning rate falls: at each stage, or from the first step to 0 after the last."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,19 @@ class Stages:
     Attributes:
         steps: the first step (from 0) of each.
         factor: what each multiplies the learning rate by.
+        total: steps of the whole run.
     """
 
     steps: tuple[int, ...]
     factor: float
+    total: int
 
-    def learning_rate(self, initial: float) -> optax.Schedule:
-        """Initial rate times `factor` for each stage begun."""
+    def learning_rate(self, initial: float, schedule: Schedule) -> optax.Schedule:
+        """Initial rate times `factor` for each stage begun, or a smooth fall instead."""
+        if schedule == "cosine":
+            return optax.cosine_decay_schedule(initial, self.total)
+        if schedule == "linear":
+            return optax.linear_schedule(initial, 0.0, self.total)
         return rj.multistep(initial, self.steps, self.factor)
 
     def momentum(self, initial: float) -> float | optax.Schedule:
@@ -42,16 +53,27 @@ class Method(ABC):
     Attributes:
         learning_rate: that of the first stage.
         strength: that of the regularizer; here because every method is tuned with its own.
+        schedule: how the learning rate falls; restarts and momentum follow the stages in any case.
     """
 
     learning_rate: float
     strength: float
+    schedule: Schedule = "stages"
 
     @abstractmethod
     def transformation(
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         """The method as an optax transformation."""
+
+    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+        """The structured iterate What."""
+        return rj.structured_params(opt_state, params)
+
+    def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+        """Iterations and residual of the last step's subproblem."""
+        stats = rj.solver_stats(opt_state)
+        return stats["iterations"], stats["residual"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Ramda(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.ramda(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
@@ -81,7 +103,7 @@ class Rmda(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.rmda(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
@@ -98,7 +120,9 @@ class ProxSGD(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_sgd(
-            stages.learning_rate(self.learning_rate), regularizer, momentum=self.momentum
+            stages.learning_rate(self.learning_rate, self.schedule),
+            regularizer,
+            momentum=self.momentum,
         )
 
 
@@ -114,7 +138,7 @@ class ProxAdamW(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_adamw(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             b1=self.b1,
             b2=self.b2,
@@ -139,10 +163,58 @@ class ProxSSI(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_ssi(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
             bias_corrected_metric=self.bias_corrected_metric,
+        )
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """A reference method without a regularizer: its iterate has no structure but its own."""
+
+    strength: float = 0.0
+
+    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+        return params
+
+    def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(()), jnp.zeros(())
+
+
+@dataclass(frozen=True)
+class Sgd(Dense):
+    """SGD with heavy-ball momentum; the weight decay is added to the gradient."""
+
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def transformation(
+        self, regularizer: Any, stages: Stages
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            optax.sgd(stages.learning_rate(self.learning_rate, self.schedule), self.momentum),
+        )
+
+
+@dataclass(frozen=True)
+class AdamW(Dense):
+    """AdamW; the weight decay is apart from the gradient."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+
+    def transformation(
+        self, regularizer: Any, stages: Stages
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.adamw(
+            stages.learning_rate(self.learning_rate, self.schedule),
+            b1=self.b1,
+            b2=self.b2,
+            weight_decay=self.weight_decay,
         )

@@ -10,6 +10,7 @@ import pytest
 
 from examples import compare, data, train
 
+METHODS = ["ramda", "rmda", "prox_sgd", "prox_adamw", "prox_ssi", "sgd", "adamw"]
 FILES = ("metrics.csv", "summary.json", "curves.png")
 
 
@@ -64,7 +65,12 @@ def test_the_main_job_learns_and_leaves_its_files(tmp_path, capsys):
     assert rows[-1]["solver_iterations"] < 10
     assert summary["final"] == rows[-1]
     assert summary["settings"]["batch_size"] == 128
-    assert summary["method"] == {"learning_rate": 0.01, "strength": 0.001, "momentum": 0.01}
+    assert summary["method"] == {
+        "learning_rate": 0.01,
+        "strength": 0.001,
+        "schedule": "stages",
+        "momentum": 0.01,
+    }
     assert summary["data"]["train_examples"] == 4000
     assert summary["versions"]["jax"]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -78,7 +84,7 @@ def test_the_main_job_learns_and_leaves_its_files(tmp_path, capsys):
         assert word in shown
 
 
-@pytest.mark.parametrize("optimizer", ["rmda", "prox_sgd", "prox_adamw", "prox_ssi"])
+@pytest.mark.parametrize("optimizer", METHODS[1:])
 def test_every_method_learns(tmp_path, idx_dir, optimizer):
     out = tmp_path / "run"
     arguments = ["mnist_linear", "--optimizer", optimizer, "--scale", "smoke"]
@@ -111,17 +117,19 @@ def test_compare_puts_all_methods_and_seeds_side_by_side(tmp_path, idx_dir, caps
     options = ["--scale", "smoke", "--seeds", "2", "--data-dir", str(idx_dir), "--out", str(out)]
     assert compare.main(["mnist_linear", *options, "epochs=2", "momentum=0.5"]) == 0
     rows = read_csv(out / "comparison.csv")
-    methods = ["ramda", "rmda", "prox_sgd", "prox_adamw", "prox_ssi"]
-    assert [row["optimizer"] for row in rows] == [name for name in methods for _ in range(2)]
-    assert [row["seed"] for row in rows] == [0, 1] * 5
-    for name in methods:
+    assert [row["optimizer"] for row in rows] == [name for name in METHODS for _ in range(2)]
+    assert [row["seed"] for row in rows] == [0, 1] * 7
+    for name in METHODS:
         assert all((out / f"{name}-seed1" / file).is_file() for file in FILES)
     # A field that only some methods have is set for those.
     assert read_json(out / "rmda-seed1" / "summary.json")["method"]["momentum"] == 0.5
     assert read_json(out / "rmda-seed1" / "summary.json")["settings"]["seed"] == 1
     assert "momentum" not in read_json(out / "prox_adamw-seed0" / "summary.json")["method"]
-    assert (out / "comparison.png").is_file()
-    assert "±" in capsys.readouterr().out
+    for picture in ("comparison.png", "metric.png", "structure.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    for word in ("±", "time over dense", "milliseconds per step"):
+        assert word in shown
 
 
 def test_a_run_that_diverges_says_so_and_still_leaves_strict_json(tmp_path, idx_dir, capsys):
@@ -137,7 +145,7 @@ def test_a_run_that_diverges_says_so_and_still_leaves_strict_json(tmp_path, idx_
 BAD_ARGUMENTS = {
     "unknown recipe": (["nonsense"], "recipe: expected one of mnist_linear"),
     "unknown optimizer": (
-        ["mnist_linear", "--optimizer", "sgd"],
+        ["mnist_linear", "--optimizer", "lion"],
         "optimizer: mnist_linear has ramda",
     ),
     "unknown scale": (["mnist_linear", "--scale", "huge"], "scale: expected one of paper"),
