@@ -138,8 +138,10 @@ def fit(
             if recorder.finite:
                 checkpoints.save(epoch, state, _position(feed), recorder.rows)
     recorder.flush()
-    structured = program.run.method.structured_params(state.opt_state, state.params)
-    return Fit(seed, recorder.rows, state.params, structured, state.model_state, recorder.seconds)
+    seconds = recorder.seconds
+    # As one program: operation by operation it can take longer than the training.
+    structured = jax.jit(program.run.method.structured_params)(state.opt_state, state.params)
+    return Fit(seed, recorder.rows, state.params, structured, state.model_state, seconds)
 
 
 def _timed_epoch(

@@ -77,7 +77,27 @@ class Method(ABC):
 
 
 @dataclass(frozen=True)
-class Ramda(Method):
+class Adaptive(Method):
+    """A method whose metric is not a multiple of the identity, so that subproblems take a solver.
+
+    Attributes:
+        solver_iterations: at most so many iterations of the paper's proximal gradient method a
+            step; 0 takes the library's own solver, to its own accuracy.
+        solver_rtol: relative decrease at which the proximal gradient method stops.
+    """
+
+    solver_iterations: int = 0
+    solver_rtol: float = 1e-8
+
+    def solver(self) -> Any:
+        """The solver as the library takes it; None leaves the choice to it."""
+        if self.solver_iterations == 0:
+            return None
+        return rj.ProximalGradient(self.solver_iterations, self.solver_rtol)
+
+
+@dataclass(frozen=True)
+class Ramda(Adaptive):
     """Regularized adaptive momentum dual averaging, restarted at every stage."""
 
     momentum: float = 0.01
@@ -90,6 +110,7 @@ class Ramda(Method):
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
+            solver=self.solver(),
         )
 
 
@@ -127,7 +148,7 @@ class ProxSGD(Method):
 
 
 @dataclass(frozen=True)
-class ProxAdamW(Method):
+class ProxAdamW(Adaptive):
     """Proximal AdamW (ProxGen)."""
 
     b1: float = 0.9
@@ -143,6 +164,7 @@ class ProxAdamW(Method):
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
+            solver=self.solver(),
         )
 
 

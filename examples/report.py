@@ -184,8 +184,8 @@ def summary(run: Run, program: Program, fit: Fit, dataset: Dataset | Stream) -> 
         "diverged": fit.diverged,
         "final": fit.rows[-1],
         "structure": {
-            "params": _plain(rj.summary(fit.params, run.regularizer())),
-            "structured": _plain(rj.summary(fit.structured, run.regularizer())),
+            "params": _structure(run, fit.params),
+            "structured": _structure(run, fit.structured),
         },
         "compile_seconds": program.compile_seconds,
         "train_seconds": fit.train_seconds,
@@ -208,7 +208,9 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(figures: dict[str, Any]) -> dict[str, float]:
+def _structure(run: Run, params: Any) -> dict[str, float]:
+    """The library's summary of zeros, groups and ranks, computed as one program."""
+    figures = jax.jit(lambda params: rj.summary(params, run.regularizer()))(params)
     return {name: float(value) for name, value in jax.device_get(figures).items()}
 
 

@@ -64,10 +64,12 @@ class FashionMnist:
     Attributes:
         images: whether inputs are (28, 28, 1), for convolutions, or rows (784,).
         train_limit: how many of the 60,000 training images to take, from the first; 0 is all.
+        test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
     """
 
     images: bool = False
     train_limit: int = 0
+    test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Dataset:
         if data_dir is None and not FASHION_MNIST_DIR.is_dir():
@@ -79,18 +81,14 @@ class FashionMnist:
         full = idx_images(
             data_dir or FASHION_MNIST_DIR, FASHION_MEAN, FASHION_STD, name="Fashion-MNIST"
         )
-        taken = self.train_limit or full.train_examples
-        if not 0 <= taken <= full.train_examples:
-            raise DataError(
-                f"data.train_limit: expected 0 to {full.train_examples}, got {self.train_limit}"
-            )
+        train, test = (slice(limit or None) for limit in (self.train_limit, self.test_limit))
         shape = (-1, 28, 28, 1) if self.images else (-1, 784)
         return Dataset(
-            full.train_inputs[:taken].reshape(shape),
-            full.train_targets[:taken],
-            full.test_inputs.reshape(shape),
-            full.test_targets,
-            full.source if taken == full.train_examples else f"{full.source}, {taken:,} of them",
+            full.train_inputs[train].reshape(shape),
+            full.train_targets[train],
+            full.test_inputs[test].reshape(shape),
+            full.test_targets[test],
+            full.source,
         )
 
 
