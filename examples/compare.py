@@ -16,7 +16,7 @@ from rich.console import Console
 from examples import loop, plots, report
 from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
 from examples.recipes import find
-from examples.train import argument_parser, make_folder, run_command, train_into
+from examples.train import argument_parser, make_folder, parse_command, run_command, train_into
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="runs per method, from seed on (default: 1)",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parse_command(parser, arguments)
     console = Console()
     return run_command(lambda: _compare(options, console))
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on from the last checkpoint in the output folder (checkpoint_every=N writes them)",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parse_command(parser, arguments)
     console = Console()
     return run_command(lambda: _train(options, console))
 
@@ -86,9 +86,12 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     """What the commands of this package have in common."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help=", ".join(f"{r.name} ({r.title})" for r in RECIPES.values()),
+        "words",
+        nargs="+",
+        metavar="RECIPE [field=value ...]",
+        help="recipe: "
+        + ", ".join(f"{r.name} ({r.title})" for r in RECIPES.values())
+        + "; and settings that differ from the recipe's, as in epochs=5 model.hidden=100",
     )
     parser.add_argument(
         "--scale",
@@ -105,10 +108,20 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder with the data (default: built-in data)"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="settings that differ from the recipe's"
-    )
     return parser
+
+
+def parse_command(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parses options, the recipe and its overrides, in any order."""
+    options = parser.parse_intermixed_args(arguments)
+    names = [word for word in options.words if "=" not in word]
+    if not names:
+        parser.error("the recipe is missing")
+    options.recipe = names[0]
+    options.overrides = [word for word in options.words if word is not names[0]]
+    return options
 
 
 def run_command(command: Callable[[], int]) -> int:
