@@ -42,7 +42,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     recipe = find(options.recipe)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides))
     out = options.out or Path("runs") / f"{recipe.name}-compare"
-    dataset = recipe.load(options.data_dir)
+    dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
     results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
     for run in runs:
         program = loop.prepare(run, dataset)

@@ -88,7 +88,9 @@ Result = tuple[Run, Program, Sequence[Fit]]
 
 def print_table(console: Console, results: Sequence[Result]) -> None:
     """Shows the table; where there is no terminal that would limit it, as wide as it is."""
-    console.print(result_table(results), width=None if console.is_terminal else _FILE_WIDTH)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_FILE_WIDTH)
+    console.print(result_table(results))
 
 
 def result_table(results: Sequence[Result]) -> Table:
@@ -96,7 +98,7 @@ def result_table(results: Sequence[Result]) -> Table:
     recipe = results[0][0].recipe
     metric, (sparsity, _) = recipe.headline, recipe.sparsity
     table = Table(title=recipe.title)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for run, _, _ in results:
         table.add_column(run.optimizer, justify="right", no_wrap=True)
     for name, label, pattern in (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from examples import train
+from examples import compare, train
 from examples.methods import Dense
 from examples.recipe import SCALES, make_run
 from examples.recipes import RECIPES
@@ -55,3 +55,15 @@ def test_a_run_goes_on_with_resume_from_the_command_line(tmp_path, idx_dir, caps
     assert [row["epoch"] for row in read_csv(out / "metrics.csv")] == [1, 2, 3]
     assert train.main([*command, "--resume", "epochs=4", "learning_rate=1"]) == 2
     assert "method.learning_rate is 0.01 there, 1.0 here" in capsys.readouterr().err
+
+
+def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeypatch):  # noqa: F811
+    asked = []
+    monkeypatch.setattr(
+        "examples.loop.prepare", lambda run, data: asked.append(data.train_examples)
+    )
+    monkeypatch.setattr("examples.compare.train_into", lambda *arguments: 1 / 0)
+    command = ["fashion_mnist_mlp", "--scale", "smoke", "--data-dir", str(idx_dir)]
+    with pytest.raises(ZeroDivisionError):
+        compare.main([*command, "--out", str(tmp_path / "all"), "data.train_limit=100"])
+    assert asked == [100]
