@@ -69,6 +69,8 @@ def test_the_main_job_learns_and_leaves_its_files(tmp_path, capsys):
         "learning_rate": 0.01,
         "strength": 0.001,
         "schedule": "stages",
+        "solver_iterations": 0,
+        "solver_rtol": 1e-8,
         "momentum": 0.01,
     }
     assert summary["data"]["train_examples"] == 4000
