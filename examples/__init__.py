@@ -1,6 +1,14 @@
 """Runnable recipes for the tasks of the paper, over one small training loop.
 
-A recipe is data (`recipe.py`, `recipes/`): model, loader, loss, regularizer, hyperparameters.
-`methods.py` turns a method's hyperparameters into an optax transformation, `loop.py` trains,
-`report.py` writes what a run leaves behind, `train.py` and `compare.py` are the commands.
+| file | what it is |
+| --- | --- |
+| `recipe.py`, `recipes/`, `models/` | what a task is: data, model, loss, regularizer, hyperparameters |
+| `overrides.py` | `field=value` on a command line |
+| `methods.py` | a method's hyperparameters -> an optax transformation |
+| `data/`, `download.py` | files on disk -> batches; public archives -> files on disk |
+| `task.py` | a run as pure functions: first state, training step, evaluation of a batch |
+| `in_memory.py`, `streaming.py` | the two ways to make epochs of steps |
+| `loop.py`, `checkpoint.py` | epochs, their figures, and checkpoints between them |
+| `report.py`, `plots.py` | what a run leaves behind |
+| `train.py`, `compare.py` | the commands |
 """

@@ -1,8 +1,9 @@
 """Trains every method of a recipe and puts them side by side: `python -m examples.compare RECIPE
 [--seeds N] ...`.
 
-Leaves a folder per run as `examples.train` does, and `comparison.csv` and `comparison.png` over all
-of them.
+Leaves a folder per run as `examples.train` does, and over all of them `comparison.csv`,
+`comparison.png` (the first seed's curves), `metric.png` and `structure.png` (mean and range over
+seeds).
 """
 
 import argparse
@@ -13,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from examples import loop, plots, report
-from examples.recipe import Recipe, RecipeError, Run, field_types, make_run, split_overrides
+from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
 from examples.recipes import find
-from examples.train import argument_parser, make_folder, run_command, train_into
+from examples.train import argument_parser, make_folder, parse_command, run_command, train_into
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="runs per method, from seed on (default: 1)",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parse_command(parser, arguments)
     console = Console()
     return run_command(lambda: _compare(options, console))
 
@@ -41,7 +42,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     recipe = find(options.recipe)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides))
     out = options.out or Path("runs") / f"{recipe.name}-compare"
-    dataset = recipe.load(options.data_dir)
+    dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
     results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
     for run in runs:
         program = loop.prepare(run, dataset)
@@ -53,13 +54,15 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
             fits.append(train_into(folder, program, dataset, seed, console))
         results.append((run, program, fits))
     with report.csv_log(out / "comparison.csv") as log:
-        for run, _, fits in results:
-            for fit in fits:
-                log({"optimizer": run.optimizer, "seed": fit.seed, **fit.rows[-1]})
+        for row in report.comparison_rows(results):
+            log(row)
     plots.plot_comparison(out / "comparison.png", [(run, fits[0]) for run, _, fits in results])
-    console.print(report.result_table(results))
+    plots.plot_over_seeds(out, [(run, fits) for run, _, fits in results])
+    report.print_table(console, results)
     console.print(
-        f"comparison.csv, comparison.png and a folder per run are in {out}", soft_wrap=True
+        "comparison.csv, comparison.png, metric.png, structure.png and a folder per run "
+        f"are in {out}",
+        soft_wrap=True,
     )
     diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
     if diverged:
@@ -69,10 +72,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 def method_runs(recipe: Recipe, scale: str, overrides: dict[str, str]) -> list[Run]:
     """A run per method of the recipe; a field that only some methods have is set for those."""
-    known = {
-        name: set(field_types(recipe.settings)) | set(field_types(method))
-        for name, method in recipe.methods.items()
-    }
+    known = {name: set(run_fields(recipe, method)) for name, method in recipe.methods.items()}
     for name in overrides:
         if not any(name in fields for fields in known.values()):
             raise RecipeError(f"{name}: no method of {recipe.name} has such a field")

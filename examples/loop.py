@@ -1,70 +1,28 @@
-"""The training loop, one for all recipes: an epoch is one program, and data stays on the device.
-
-An epoch draws a new order of the examples, scans over its batches and evaluates the result on both
-sets, all inside one `jax.jit` with donated state; nothing is fetched from the device before the
-epoch has ended.
-"""
+"""The training loop, one for all recipes: epochs, their figures, and checkpoints between them."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
 
-import ramda_jax as rj
-from examples.data import Dataset
-from examples.recipe import Recipe, RecipeError, Run
+from examples import in_memory, streaming
+from examples.checkpoint import Checkpoints
+from examples.data import Dataset, Stream
+from examples.data.pipeline import as_stream
+from examples.in_memory import InMemory
+from examples.recipe import Run
+from examples.streaming import Feed, Streaming
+from examples.task import TrainState
 
 Row = dict[str, float]
 """The figures of one epoch, by name; every row of a run has the same names."""
 
-
-class Split(NamedTuple):
-    """Inputs and targets of one set, on the device."""
-
-    inputs: jax.Array
-    targets: jax.Array
-
-
-class Arrays(NamedTuple):
-    """What an epoch reads."""
-
-    train: Split
-    test: Split
-
-
-class TrainState(NamedTuple):
-    """What an epoch changes."""
-
-    params: nnx.State
-    opt_state: optax.OptState
-    key: jax.Array
-
-
-@dataclass(frozen=True)
-class Program:
-    """A run compiled for its data; it can be fitted from several seeds without compiling again.
-
-    Attributes:
-        run: what was compiled.
-        steps_per_epoch: full batches in a pass.
-        start: seed -> state at the initial point.
-        epoch: (state, arrays) -> (state, metrics); the state passed in is given up.
-        arrays: the data, on the device.
-        compile_seconds: how long tracing and compiling the epoch took.
-    """
-
-    run: Run
-    steps_per_epoch: int
-    start: Callable[[int], TrainState]
-    epoch: Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]
-    arrays: Arrays
-    compile_seconds: float
+Program = InMemory | Streaming
 
 
 @dataclass(frozen=True)
@@ -76,6 +34,7 @@ class Fit:
         rows: one per epoch, as far as the objective stayed finite.
         params: the training iterate W.
         structured: the structured iterate What.
+        model_state: what the model holds besides parameters.
         train_seconds: wall time of the epochs, evaluation included, compilation not.
     """
 
@@ -83,151 +42,126 @@ class Fit:
     rows: list[Row]
     params: nnx.State
     structured: nnx.State
+    model_state: nnx.State
     train_seconds: float
 
     @property
     def diverged(self) -> bool:
         return not math.isfinite(self.rows[-1]["objective"])
 
-
-def prepare(run: Run, dataset: Dataset) -> Program:
-    """Puts the data on the device and compiles the epoch."""
-    count, batch_size = len(dataset.train_inputs), run.settings.batch_size
-    if batch_size > count:
-        raise RecipeError(
-            f"batch_size: expected at most {count} (all training examples), got {batch_size}"
-        )
-    steps = count // batch_size
-    transformation = run.transformation(steps)
-
-    def start(seed: int) -> TrainState:
-        params = nnx.state(run.recipe.model(nnx.Rngs(seed)), nnx.Param)
-        return TrainState(params, transformation.init(params), jax.random.key(seed))
-
-    graphdef, _ = nnx.split(run.recipe.model(nnx.Rngs(0)), nnx.Param)
-    arrays = Arrays(
-        Split(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_targets)),
-        Split(jnp.asarray(dataset.test_inputs), jnp.asarray(dataset.test_targets)),
-    )
-    begun = time.perf_counter()
-    epoch = jax.jit(epoch_function(run, graphdef, transformation, steps), donate_argnums=0)
-    compiled = epoch.lower(start(run.settings.seed), arrays).compile()
-    return Program(run, steps, start, compiled, arrays, time.perf_counter() - begun)
+    @property
+    def step_seconds(self) -> float:
+        """Of a training step, evaluation excluded: the median over epochs."""
+        return statistics.median(row["seconds_per_step"] for row in self.rows)
 
 
-def epoch_function(
-    run: Run,
-    graphdef: nnx.GraphDef[nnx.Module],
-    transformation: optax.GradientTransformationExtraArgs,
-    steps: int,
-) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function of one pass over the training set and the evaluation after it."""
-    recipe, batch_size = run.recipe, run.settings.batch_size
-
-    def mean_loss(params: nnx.State, batch: Split) -> jax.Array:
-        outputs = nnx.merge(graphdef, params)(batch.inputs)
-        return jnp.mean(recipe.loss(outputs, batch.targets))
-
-    def epoch(state: TrainState, arrays: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
-        key, order_key = jax.random.split(state.key)
-        order = jax.random.permutation(order_key, len(arrays.train.inputs))
-
-        def step(
-            carry: tuple[nnx.State, Any], indices: jax.Array
-        ) -> tuple[tuple[nnx.State, Any], jax.Array]:
-            params, opt_state = carry
-            batch = Split(arrays.train.inputs[indices], arrays.train.targets[indices])
-            grads = jax.grad(mean_loss)(params, batch)
-            updates, opt_state = transformation.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, opt_state), rj.solver_stats(opt_state)["iterations"]
-
-        batches = order[: steps * batch_size].reshape(steps, batch_size)
-        (params, opt_state), iterations = jax.lax.scan(
-            step, (state.params, state.opt_state), batches
-        )
-        structured = rj.structured_params(opt_state, params)
-        metrics = {
-            **evaluate(recipe, run.regularizer(), graphdef, params, arrays),
-            **{
-                f"structured_{name}": value
-                for name, value in evaluate(
-                    recipe, run.regularizer(), graphdef, structured, arrays
-                ).items()
-            },
-            "solver_iterations": jnp.mean(iterations.astype(jnp.float32)),
-            "solver_residual": rj.solver_stats(opt_state)["residual"],
-        }
-        return TrainState(params, opt_state, key), metrics
-
-    return epoch
+@overload
+def prepare(run: Run, dataset: Dataset) -> InMemory: ...
+@overload
+def prepare(run: Run, dataset: Stream) -> Streaming: ...
+def prepare(run: Run, dataset: Dataset | Stream) -> Program:
+    """The run and its data, ready to be fitted."""
+    if isinstance(dataset, Stream):
+        return streaming.prepare(run, dataset)
+    if run.settings.stream:
+        return streaming.prepare(run, as_stream(dataset))
+    return in_memory.prepare(run, dataset)
 
 
-def evaluate(
-    recipe: Recipe,
-    regularizer: Any,
-    graphdef: nnx.GraphDef[nnx.Module],
-    params: nnx.State,
-    arrays: Arrays,
-) -> dict[str, jax.Array]:
-    """Training objective, loss and metrics on both sets in full, and the structure of `params`."""
-    model = nnx.merge(graphdef, params)
-    figures: dict[str, jax.Array] = {}
-    for part, split in (("train", arrays.train), ("test", arrays.test)):
-        outputs = model(split.inputs)
-        for name, per_example in {"loss": recipe.loss, **recipe.metrics}.items():
-            figures[f"{part}_{name}"] = jnp.mean(per_example(outputs, split.targets))
-    name, sparsity = recipe.sparsity
-    return {
-        "objective": rj.objective(figures["train_loss"], params, regularizer),
-        **figures,
-        name: sparsity(params, regularizer),
-    }
+class _Recorder:
+    """Turns the figures of epochs into rows, a while after their computation was started."""
+
+    def __init__(self, program: Program, rows: list[Row], on_epoch: Callable[[Row], None]) -> None:
+        self.program, self.rows, self.on_epoch = program, rows, on_epoch
+        self.names = program.task.figure_names()
+        self.before = rows[-1]["seconds"] if rows else 0.0
+        self.begun = time.perf_counter()
+        self.compiled = program.compile_seconds
+        self.pending: tuple[dict[str, Any], float] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, compilation on the way not counted."""
+        compiling = self.program.compile_seconds - self.compiled
+        return self.before + time.perf_counter() - self.begun - compiling
+
+    @property
+    def finite(self) -> bool:
+        return not self.rows or math.isfinite(self.rows[-1]["objective"])
+
+    def flush(self) -> None:
+        """Fetches the figures that are due, if any are."""
+        if self.pending is None:
+            return
+        (metrics, step_seconds), self.pending = self.pending, None
+        figures, epoch = jax.device_get(metrics), len(self.rows) + 1
+        row: Row = {"epoch": epoch, "step": epoch * self.program.steps_per_epoch}
+        row["seconds"] = round(self.seconds, 4)
+        row["seconds_per_step"] = round(step_seconds, 7)
+        self.rows.append(row | {name: float(figures[name]) for name in self.names})
+        self.on_epoch(self.rows[-1])
 
 
-def figure_names(recipe: Recipe) -> list[str]:
-    """An epoch's figures in reading order (compiled functions sort their dictionaries)."""
-    parts = [f"{part}_{name}" for part in ("train", "test") for name in ("loss", *recipe.metrics)]
-    names = ["objective", *parts, recipe.sparsity[0]]
-    return [
-        *names,
-        *(f"structured_{name}" for name in names),
-        "solver_iterations",
-        "solver_residual",
-    ]
-
-
-def fit(program: Program, seed: int, on_epoch: Callable[[Row], None] = lambda row: None) -> Fit:
+def fit(
+    program: Program,
+    seed: int,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+    checkpoints: Checkpoints | None = None,
+) -> Fit:
     """Trains from one seed; stops early where the objective is no longer finite.
 
     Args:
         program: from `prepare`.
         seed: of the initial point and of the order of the examples.
-        on_epoch: called with each epoch's row, while the device works on the next epoch.
+        on_epoch: called with each epoch's row, while the device works on the next epoch; first of
+            all with the rows of a run that is resumed.
+        checkpoints: where to write them, and to resume from.
     """
-    state = program.start(seed)
+    state, feed = program.start(seed), program.feed(seed)
     rows: list[Row] = []
-    pending: dict[str, jax.Array] | None = None
-    begun = time.perf_counter()
+    if checkpoints and (restored := checkpoints.restore(state)):
+        state, position, rows = restored
+        _set_position(feed, position)
+        for row in rows:
+            on_epoch(row)
+    recorder = _Recorder(program, rows, on_epoch)
+    for epoch in range(len(rows) + 1, program.run.settings.epochs + 1):
+        if not recorder.finite:
+            break
+        state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder)
+        if not recorder.finite:
+            break
+        metrics = {**program.evaluate(state), "solver_iterations": iterations}
+        recorder.pending = (metrics, step_seconds)
+        if checkpoints and checkpoints.due(epoch):
+            recorder.flush()
+            if recorder.finite:
+                checkpoints.save(epoch, state, _position(feed), recorder.rows)
+    recorder.flush()
+    seconds = recorder.seconds
+    # As one program: operation by operation it can take longer than the training.
+    structured = jax.jit(program.run.method.structured_params)(state.opt_state, state.params)
+    return Fit(seed, recorder.rows, state.params, structured, state.model_state, seconds)
 
-    def record(metrics: dict[str, jax.Array]) -> None:
-        figures = jax.device_get(metrics)
-        row: Row = {"epoch": len(rows) + 1, "step": (len(rows) + 1) * program.steps_per_epoch}
-        row["seconds"] = round(time.perf_counter() - begun, 4)
-        rows.append(row | {name: float(figures[name]) for name in figure_names(program.run.recipe)})
-        on_epoch(rows[-1])
 
-    for _ in range(program.run.settings.epochs):
-        state, metrics = program.epoch(state, program.arrays)
-        if pending is not None:
-            record(pending)
-            if not math.isfinite(rows[-1]["objective"]):
-                pending = None
-                break
-        pending = metrics
-    if pending is not None:
-        record(pending)
-    seconds = time.perf_counter() - begun
-    return Fit(
-        seed, rows, state.params, rj.structured_params(state.opt_state, state.params), seconds
-    )
+def _timed_epoch(
+    program: Program, state: TrainState, feed: Any, recorder: _Recorder
+) -> tuple[TrainState, jax.Array, float]:
+    """An epoch and its seconds per step; the last one's figures are recorded meanwhile."""
+    jax.block_until_ready(recorder.pending)  # evaluation is not part of the epoch's time
+    begun, compiled = time.perf_counter(), program.compile_seconds
+    state, iterations = program.epoch(state, feed)
+    recorder.flush()
+    jax.block_until_ready((state, iterations))
+    seconds = time.perf_counter() - begun - (program.compile_seconds - compiled)
+    return state, iterations, seconds / program.steps_per_epoch
+
+
+def _position(feed: Any) -> Any:
+    """Where the data is, as JSON; for a set in memory the state's key says it."""
+    return feed.batches.get_state() if isinstance(feed, Feed) else None
+
+
+def _set_position(feed: Any, position: Any) -> None:
+    if isinstance(feed, Feed):
+        feed.batches.set_state(position)

@@ -2,16 +2,21 @@
 
 A method is given the regularizer and the run's stages in steps; it decides what a stage means for
 it: all of them lower the learning rate, the dual-averaging ones also restart and average less and
-less in the last stage.
+less in the last stage. `Sgd` and `AdamW` are the dense references.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import ramda_jax as rj
+
+Schedule = Literal["stages", "cosine", "linear"]
+"""How the learning rate falls: at each stage, or from the first step to 0 after the last."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,19 @@ class Stages:
     Attributes:
         steps: the first step (from 0) of each.
         factor: what each multiplies the learning rate by.
+        total: steps of the whole run.
     """
 
     steps: tuple[int, ...]
     factor: float
+    total: int
 
-    def learning_rate(self, initial: float) -> optax.Schedule:
-        """Initial rate times `factor` for each stage begun."""
+    def learning_rate(self, initial: float, schedule: Schedule) -> optax.Schedule:
+        """Initial rate times `factor` for each stage begun, or a smooth fall instead."""
+        if schedule == "cosine":
+            return optax.cosine_decay_schedule(initial, self.total)
+        if schedule == "linear":
+            return optax.linear_schedule(initial, 0.0, self.total)
         return rj.multistep(initial, self.steps, self.factor)
 
     def momentum(self, initial: float) -> float | optax.Schedule:
@@ -42,10 +53,12 @@ class Method(ABC):
     Attributes:
         learning_rate: that of the first stage.
         strength: that of the regularizer; here because every method is tuned with its own.
+        schedule: how the learning rate falls; restarts and momentum follow the stages in any case.
     """
 
     learning_rate: float
     strength: float
+    schedule: Schedule = "stages"
 
     @abstractmethod
     def transformation(
@@ -53,9 +66,38 @@ class Method(ABC):
     ) -> optax.GradientTransformationExtraArgs:
         """The method as an optax transformation."""
 
+    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+        """The structured iterate What."""
+        return rj.structured_params(opt_state, params)
+
+    def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+        """Iterations and residual of the last step's subproblem."""
+        stats = rj.solver_stats(opt_state)
+        return stats["iterations"], stats["residual"]
+
 
 @dataclass(frozen=True)
-class Ramda(Method):
+class Adaptive(Method):
+    """A method whose metric is not a multiple of the identity, so that subproblems take a solver.
+
+    Attributes:
+        solver_iterations: at most so many iterations of the paper's proximal gradient method a
+            step; 0 takes the library's own solver, to its own accuracy.
+        solver_rtol: relative decrease at which the proximal gradient method stops.
+    """
+
+    solver_iterations: int = 0
+    solver_rtol: float = 1e-8
+
+    def solver(self) -> Any:
+        """The solver as the library takes it; None leaves the choice to it."""
+        if self.solver_iterations == 0:
+            return None
+        return rj.ProximalGradient(self.solver_iterations, self.solver_rtol)
+
+
+@dataclass(frozen=True)
+class Ramda(Adaptive):
     """Regularized adaptive momentum dual averaging, restarted at every stage."""
 
     momentum: float = 0.01
@@ -64,10 +106,11 @@ class Ramda(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.ramda(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
+            solver=self.solver(),
         )
 
 
@@ -81,7 +124,7 @@ class Rmda(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.rmda(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
@@ -98,12 +141,14 @@ class ProxSGD(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_sgd(
-            stages.learning_rate(self.learning_rate), regularizer, momentum=self.momentum
+            stages.learning_rate(self.learning_rate, self.schedule),
+            regularizer,
+            momentum=self.momentum,
         )
 
 
 @dataclass(frozen=True)
-class ProxAdamW(Method):
+class ProxAdamW(Adaptive):
     """Proximal AdamW (ProxGen)."""
 
     b1: float = 0.9
@@ -114,11 +159,12 @@ class ProxAdamW(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_adamw(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
+            solver=self.solver(),
         )
 
 
@@ -139,10 +185,58 @@ class ProxSSI(Method):
         self, regularizer: Any, stages: Stages
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_ssi(
-            stages.learning_rate(self.learning_rate),
+            stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             b1=self.b1,
             b2=self.b2,
             weight_decay=self.weight_decay,
             bias_corrected_metric=self.bias_corrected_metric,
+        )
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """A reference method without a regularizer: its iterate has no structure but its own."""
+
+    strength: float = 0.0
+
+    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+        return params
+
+    def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(()), jnp.zeros(())
+
+
+@dataclass(frozen=True)
+class Sgd(Dense):
+    """SGD with heavy-ball momentum; the weight decay is added to the gradient."""
+
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def transformation(
+        self, regularizer: Any, stages: Stages
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            optax.sgd(stages.learning_rate(self.learning_rate, self.schedule), self.momentum),
+        )
+
+
+@dataclass(frozen=True)
+class AdamW(Dense):
+    """AdamW; the weight decay is apart from the gradient."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+
+    def transformation(
+        self, regularizer: Any, stages: Stages
+    ) -> optax.GradientTransformationExtraArgs:
+        return optax.adamw(
+            stages.learning_rate(self.learning_rate, self.schedule),
+            b1=self.b1,
+            b2=self.b2,
+            weight_decay=self.weight_decay,
         )

@@ -14,9 +14,9 @@ from examples.recipe import Recipe, Run
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 WEIGHTS, STRUCTURED = "#0072B2", "#D55E00"
-METHOD_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000")
-# Dashes for the last, so that a curve which coincides with it still shows.
-METHOD_LINES: tuple[Any, ...] = ("-", "-", "-", "-", (0, (2, 2)))
+METHOD_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+# Dashes for ProxSSI, so that a curve which coincides with it still shows; dots for the dense ones.
+METHOD_LINES: tuple[Any, ...] = ("-", "-", "-", "-", (0, (2, 2)), (0, (1, 1)), (0, (1, 1)))
 _BLANK = "0.95"
 # Gaps below this are noise of the float32 objective.
 _SMALLEST_GAP = 1e-6
@@ -74,11 +74,7 @@ def plot_comparison(path: Path, fits: Sequence[tuple[Run, Fit]]) -> None:
     ):
         offset = lowest if name == "objective" else 0.0
         for index, (run, fit) in enumerate(fits):
-            style = {"color": METHOD_COLORS[index % 5], "linestyle": METHOD_LINES[index % 5]}
-            # The first method of a recipe is on top.
-            _curve(
-                ax, fit.rows, name, offset, label=run.optimizer, zorder=2 if index else 3, **style
-            )
+            _curve(ax, fit.rows, name, offset, label=run.optimizer, **_method_style(index))
         _epochs_axis(ax, first)
     _objective_axis(axes[0], " of W")
     _metric_axis(axes[1], f"test {metric} of W")
@@ -87,6 +83,52 @@ def plot_comparison(path: Path, fits: Sequence[tuple[Run, Fit]]) -> None:
     axes[2].legend(loc="upper left", ncols=2, frameon=False)
     figure.suptitle(recipe.title)
     figure.savefig(path)
+
+
+def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> None:
+    """`metric.png` and `structure.png`: mean over seeds and the range they span, per epoch."""
+    first = fits[0][0]
+    recipe = first.recipe
+    sparsity = recipe.sparsity[0]
+    for file, name, title in (
+        ("metric.png", f"test_{recipe.headline}", f"test {recipe.headline}"),
+        ("structure.png", sparsity, sparsity.replace("_", " ")),
+    ):
+        figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, prefix, iterate in zip(axes, ("", "structured_"), ("W", "Ŵ"), strict=True):
+            for index, (run, seeds) in enumerate(fits):
+                _band(ax, seeds, prefix + name, run.optimizer, index)
+            _epochs_axis(ax, first)
+            if name == sparsity:
+                _sparsity_axis(ax, recipe)
+            else:
+                _metric_axis(ax, title)
+            ax.set_title(f"{title} of {iterate}")
+        axes[0].legend(loc="best", ncols=2, frameon=False)
+        figure.suptitle(f"{recipe.title}, {len(fits[0][1])} seed(s)")
+        figure.savefig(folder / file)
+
+
+def _band(ax: Axes, fits: Sequence[Fit], name: str, label: str, index: int) -> None:
+    """Mean of a figure over the seeds, as far as all of them got, and the range around it."""
+    length = min(len(fit.rows) for fit in fits)
+    epochs = [row["epoch"] for row in fits[0].rows[:length]]
+    heights = np.array([[row[name] for row in fit.rows[:length]] for fit in fits])
+    style = _method_style(index)
+    ax.plot(epochs, heights.mean(axis=0), linewidth=1.3, label=label, **style)
+    if len(fits) > 1:
+        low, high = heights.min(axis=0), heights.max(axis=0)
+        ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _method_style(index: int) -> dict[str, Any]:
+    """The first method of a recipe is on top."""
+    return {
+        "color": METHOD_COLORS[index % len(METHOD_COLORS)],
+        "linestyle": METHOD_LINES[index % len(METHOD_LINES)],
+        "zorder": 2 if index else 3,
+    }
 
 
 def _curve(ax: Axes, rows: Sequence[Row], name: str, offset: float, **style: Any) -> None:

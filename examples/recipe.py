@@ -1,27 +1,27 @@
 """What a recipe is: a frozen description of a task; and how a command line makes it one run."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
-from examples.data import Dataset
 from examples.methods import Method, Stages
+from examples.overrides import RecipeError, field_types, parse, replace_fields, split_overrides
 
-PerExample = Callable[[jax.Array, jax.Array], jax.Array]
+__all__ = ["Recipe", "RecipeError", "Run", "Settings", "make_run", "split_overrides"]
+
+PerExample = Callable[[Any, Any], jax.Array]
 """(outputs (n, ...), targets (n, ...)) -> one number per example (n,)."""
 
+Forward = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""(model, inputs, memory) -> (outputs, memory for the next batch)."""
+
 SCALES = ("paper", "small", "smoke")
-
-
-class RecipeError(Exception):
-    """What was asked for does not exist or makes no sense. The message names it, in one line."""
 
 
 @dataclass(frozen=True)
@@ -35,48 +35,85 @@ class Settings:
         stages: epochs after which the second, third, ... stage begins; those past the end are not
             reached.
         stage_factor: what the learning rate is multiplied by as each begins.
-        seed: of the initial point and of the order of the examples.
+        steps_per_epoch: steps that count as an epoch; 0 is as many as a pass has full batches.
+        clip_norm: gradients of a larger global norm are scaled down to it; 0 is no clipping.
+        compute_dtype: of the model's arithmetic; parameters, statistics, losses and the optimizer's
+            state are float32 in any case.
+        stream: whether a set that fits on the device is fed batch by batch nevertheless.
+        eval_batch_size: examples evaluated at a time.
+        eval_train_examples: training examples, from the first, on which objective and training
+            metrics are evaluated; 0 is all.
+        checkpoint_every: epochs between checkpoints; 0 is none.
+        seed: of the initial point, of the order of the examples and of whatever else is random.
     """
 
     epochs: int
     batch_size: int
     stages: tuple[int, ...] = ()
     stage_factor: float = 0.1
+    steps_per_epoch: int = 0
+    clip_norm: float = 0.0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    stream: bool = False
+    eval_batch_size: int = 1000
+    eval_train_examples: int = 0
+    checkpoint_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        for name in ("epochs", "batch_size", "eval_batch_size"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("steps_per_epoch", "clip_norm", "eval_train_examples", "checkpoint_every"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         rising = all(a < b for a, b in zip((0, *self.stages), self.stages, strict=False))
         _require(rising, "stages", "rising epochs, the first at least 1", self.stages)
         _require(self.stage_factor > 0, "stage_factor", "above 0", self.stage_factor)
         _require(0 <= self.seed < 2**32, "seed", "from 0 to 2^32 - 1", self.seed)
 
 
+def plain_forward(model: Any, inputs: Any, memory: Any) -> tuple[Any, Any]:
+    """Of a model without a memory: the outputs for the inputs."""
+    return model(inputs), memory
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A task: everything the one training loop needs to know, as data.
 
+    Where `load` or `model` is a frozen dataclass with a `__call__`, its fields can be set from the
+    command line, as `data.FIELD=value` and `model.FIELD=value`.
+
     Attributes:
         name: what the command line calls it.
         title: one line for people.
-        load: data folder, or `None` for the built-in data -> data set.
-        model: random streams -> Flax NNX model, a map from inputs to outputs.
+        load: data folder, or `None` for the built-in data -> `Dataset` or `Stream`.
+        model: (random streams, type to compute in) -> Flax NNX model. Its `nnx.Param`s are float32
+            and trained; whatever else it holds (batch statistics, dropout keys) is carried from
+            step to step. What goes into the loss it returns in float32.
         loss: per-example loss.
         metrics: further per-example figures by name, reported as means; the first is the headline.
         regularizer: strength -> regularizer or assignment of `ramda_jax`.
         sparsity: name and function (params, regularizer) -> scalar of the structure metric.
         methods: hyperparameters of each method, by name.
         settings: those of the paper.
-        scales: what the scales other than `paper` change of the settings.
+        scales: what the scales other than `paper` change, by the names of the command line.
+        derived: functions of the mean loss by name, such as a perplexity; the first is the headline
+            where there are no metrics.
+        forward: how the model is called.
+        memory: (model, batch size) -> memory before the first batch of a pass, for a `forward` that
+            has one. The data is then a `Stream` whose batches follow each other, and no gradient
+            flows from a batch into the one before.
+        prepare: inputs as stored -> inputs of the model, on the device (scaling of bytes).
+        augment: (key, inputs as stored) -> the same, changed at random, on the device; in training
+            only, before `prepare`.
         picture: params -> image (height, width) of the group norms of what is selected, where a
             picture makes sense.
     """
 
     name: str
     title: str
-    load: Callable[[Path | None], Dataset]
-    model: Callable[[nnx.Rngs], nnx.Module]
+    load: Callable[[Path | None], Any]
+    model: Callable[[nnx.Rngs, Any], nnx.Module]
     loss: PerExample
     metrics: Mapping[str, PerExample]
     regularizer: Callable[[float], Any]
@@ -84,12 +121,22 @@ class Recipe:
     methods: Mapping[str, Method]
     settings: Settings
     scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    derived: Mapping[str, Callable[[jax.Array], jax.Array]] = field(default_factory=dict)
+    forward: Forward = plain_forward
+    memory: Callable[[Any, int], Any] | None = None
+    prepare: Callable[[Any], Any] | None = None
+    augment: Callable[[jax.Array, Any], Any] | None = None
     picture: Callable[[Any], np.ndarray] | None = None
 
     @property
     def headline(self) -> str:
         """Name of the one figure besides the objective that is always shown."""
-        return next(iter(self.metrics), "loss")
+        return next(iter([*self.metrics, *self.derived]), "loss")
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of what is evaluated on each set."""
+        return ["loss", *self.metrics, *self.derived]
 
 
 @dataclass(frozen=True)
@@ -107,13 +154,19 @@ class Run:
 
     def transformation(self, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
         """The method as an optax transformation, its stages counted in steps."""
-        steps = tuple(epoch * steps_per_epoch for epoch in self.settings.stages)
+        settings = self.settings
+        stages = Stages(
+            steps=tuple(epoch * steps_per_epoch for epoch in settings.stages),
+            factor=settings.stage_factor,
+            total=settings.epochs * steps_per_epoch,
+        )
         try:
-            return self.method.transformation(
-                self.regularizer(), Stages(steps, self.settings.stage_factor)
-            )
+            method = self.method.transformation(self.regularizer(), stages)
         except ValueError as error:  # a constant out of range: the library's message names it
             raise RecipeError(f"{self.optimizer}: {error}") from error
+        if not settings.clip_norm:
+            return method
+        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), method)
 
 
 def make_run(
@@ -131,76 +184,54 @@ def make_run(
         )
     if scale not in SCALES:
         raise RecipeError(f"scale: expected one of {_names(SCALES)}, got {scale!r}")
-    method = recipe.methods[optimizer]
+    types = run_fields(recipe, recipe.methods[optimizer])
     changes: dict[str, Any] = dict(recipe.scales.get(scale, {}))
-    method_changes: dict[str, Any] = {}
-    settings_types, method_types = field_types(recipe.settings), field_types(method)
     for name, text in (overrides or {}).items():
-        if name in settings_types:
-            changes[name] = _parse(name, settings_types[name], text)
-        elif name in method_types:
-            method_changes[name] = _parse(name, method_types[name], text)
-        else:
-            raise RecipeError(
-                f"{name}: no such field for {optimizer}, "
-                f"which has {_names([*settings_types, *method_types])}"
-            )
-    settings, method = replace(recipe.settings, **changes), replace(method, **method_changes)
-    run = Run(recipe, optimizer, scale, settings, method)
+        if name not in types:
+            raise RecipeError(f"{name}: no such field for {optimizer}, which has {_names(types)}")
+        changes[name] = parse(name, types[name], text)
+    run = _changed(
+        Run(recipe, optimizer, scale, recipe.settings, recipe.methods[optimizer]), changes
+    )
     run.transformation(steps_per_epoch=1)  # so that constants out of range are found at once
     return run
 
 
-def split_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`["epochs=5", ...]` to `{"epochs": "5", ...}`."""
-    overrides: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not name or not equals:
-            raise RecipeError(f"{argument}: expected field=value")
-        if name in overrides:
-            raise RecipeError(f"{name}: given twice")
-        overrides[name] = text
-    return overrides
+def run_fields(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Type of every field of a run, by its name on the command line."""
+    return {
+        **field_types(recipe.settings),
+        **field_types(method),
+        **field_types(recipe.model, "model."),
+        **field_types(recipe.load, "data."),
+    }
 
 
-def field_types(instance: Any) -> dict[str, Any]:
-    """Type of each field of a dataclass instance, by name."""
-    hints = get_type_hints(type(instance))
-    return {entry.name: hints[entry.name] for entry in fields(instance)}
-
-
-def _parse(name: str, kind: Any, text: str) -> Any:
-    words, parse = _PARSERS[kind]
-    try:
-        return parse(text)
-    except ValueError:
-        raise RecipeError(f"{name}: expected {words}, got {text!r}") from None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def _boolean(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError
-    return text == "true"
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",")) if text else ()
-
-
-_PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    int: ("an integer", int),
-    float: ("a finite number", _finite),
-    bool: ("true or false", _boolean),
-    tuple[int, ...]: ("integers separated by commas", _integers),
-}
+def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
+    """The run with fields changed, each where it belongs."""
+    settings_names, method_names = field_types(run.settings), field_types(run.method)
+    parts: dict[str, dict[str, Any]] = {"settings": {}, "method": {}, "model": {}, "data": {}}
+    for name, value in changes.items():
+        head, dot, rest = name.partition(".")
+        if name in settings_names:
+            parts["settings"][name] = value
+        elif name in method_names:
+            parts["method"][name] = value
+        elif dot and head in ("model", "data"):
+            parts[head][rest] = value
+        else:
+            raise RecipeError(f"{name}: no such field for {run.optimizer}")
+    recipe = replace(
+        run.recipe,
+        model=replace_fields(run.recipe.model, parts["model"]),
+        load=replace_fields(run.recipe.load, parts["data"]),
+    )
+    return replace(
+        run,
+        recipe=recipe,
+        settings=replace_fields(run.settings, parts["settings"]),
+        method=replace_fields(run.method, parts["method"]),
+    )
 
 
 def _require(condition: bool, name: str, expected: str, value: Any) -> None:

@@ -18,12 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import ramda_jax as rj
-from examples.data import Dataset
+from examples.data import Dataset, Stream
 from examples.loop import Fit, Program, Row
+from examples.methods import Dense
+from examples.overrides import plain_fields
 from examples.recipe import Recipe, Run
 
 OnEpoch = Callable[[Row], None]
 
+_FILE_WIDTH = 160
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
@@ -79,12 +82,23 @@ def progress_figures(recipe: Recipe, row: Row) -> str:
     )
 
 
-def result_table(results: Sequence[tuple[Run, Program, Sequence[Fit]]]) -> Table:
+Result = tuple[Run, Program, Sequence[Fit]]
+"""A method and its fits from several seeds."""
+
+
+def print_table(console: Console, results: Sequence[Result]) -> None:
+    """Shows the table; where there is no terminal that would limit it, as wide as it is."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_FILE_WIDTH)
+    console.print(result_table(results))
+
+
+def result_table(results: Sequence[Result]) -> Table:
     """What the last epoch came to, a column per method; mean and deviation over seeds."""
     recipe = results[0][0].recipe
     metric, (sparsity, _) = recipe.headline, recipe.sparsity
     table = Table(title=recipe.title)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for run, _, _ in results:
         table.add_column(run.optimizer, justify="right", no_wrap=True)
     for name, label, pattern in (
@@ -93,28 +107,59 @@ def result_table(results: Sequence[tuple[Run, Program, Sequence[Fit]]]) -> Table
         (sparsity, sparsity.replace("_", " "), ".2%"),
     ):
         for prefix, iterate in (("", "W"), ("structured_", "Ŵ")):
-            cells = [
-                _cell([fit.rows[-1][prefix + name] for fit in fits], pattern)
-                for _, _, fits in results
-            ]
-            table.add_row(f"{label} of {iterate}", *cells)
+            values = [[fit.rows[-1][prefix + name] for fit in fits] for _, _, fits in results]
+            table.add_row(f"{label} of {iterate}", *(_cell(row, pattern) for row in values))
+    for label, cells in _cost_rows(results):
+        table.add_row(label, *cells)
+    return table
+
+
+def _cost_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+    """What a step costs; the overhead is over the cheapest dense method, where there is one."""
     iterations = [
         [_mean([row["solver_iterations"] for row in fit.rows]) for fit in fits]
         for _, _, fits in results
     ]
-    table.add_row("solver iterations per step", *(_cell(values, ".2f") for values in iterations))
-    table.add_row(
-        "training seconds",
-        *(_cell([fit.train_seconds for fit in fits], ".1f") for _, _, fits in results),
-    )
-    table.add_row(
-        "compilation seconds", *(f"{program.compile_seconds:.1f}" for _, program, _ in results)
-    )
-    return table
+    yield "solver iterations per step", [_cell(values, ".2f") for values in iterations]
+    steps = [[1e3 * fit.step_seconds for fit in fits] for _, _, fits in results]
+    yield "milliseconds per step", [_cell(values, ".3f") for values in steps]
+    dense = dense_step_seconds(results)
+    if dense is not None:
+        over = [[fit.step_seconds / dense - 1 for fit in fits] for _, _, fits in results]
+        yield "time over dense", [_cell(values, "+.0%") for values in over]
+    seconds = [[fit.train_seconds for fit in fits] for _, _, fits in results]
+    yield "training seconds", [_cell(values, ".1f") for values in seconds]
+    yield "compilation seconds", [f"{program.compile_seconds:.1f}" for _, program, _ in results]
+
+
+def dense_step_seconds(results: Sequence[Result]) -> float | None:
+    """Seconds per step of the cheapest dense method, mean over its seeds."""
+    means = [
+        _mean([fit.step_seconds for fit in fits])
+        for run, _, fits in results
+        if isinstance(run.method, Dense)
+    ]
+    return min(means, default=None)
+
+
+def comparison_rows(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """A row per method and seed: the figures of its last epoch and what a step cost."""
+    dense = dense_step_seconds(results)
+    for run, _, fits in results:
+        for fit in fits:
+            over = fit.step_seconds / dense - 1 if dense else math.nan
+            yield {
+                "optimizer": run.optimizer,
+                "seed": fit.seed,
+                **fit.rows[-1],
+                "step_seconds": fit.step_seconds,
+                "overhead_over_dense": over,
+                "train_seconds": fit.train_seconds,
+            }
 
 
 def _cell(values: Sequence[float], pattern: str) -> str:
-    spread = f"\n± {statistics.stdev(values):{pattern}}" if len(values) > 1 else ""
+    spread = f"\n± {statistics.stdev(values):{pattern.lstrip('+')}}" if len(values) > 1 else ""
     return f"{_mean(values):{pattern}}{spread}"
 
 
@@ -122,7 +167,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def summary(run: Run, program: Program, fit: Fit, dataset: Dataset) -> dict[str, Any]:
+def summary(run: Run, program: Program, fit: Fit, dataset: Dataset | Stream) -> dict[str, Any]:
     """Everything needed to know what a run was and what it came to, as plain values."""
     device = jax.devices()[0]
     return {
@@ -131,19 +176,22 @@ def summary(run: Run, program: Program, fit: Fit, dataset: Dataset) -> dict[str,
         "scale": run.scale,
         "settings": {**asdict(run.settings), "seed": fit.seed},
         "method": asdict(run.method),
+        "model": plain_fields(run.recipe.model),
         "data": {
             "source": dataset.source,
-            "train_examples": len(dataset.train_inputs),
-            "test_examples": len(dataset.test_inputs),
+            "train_examples": dataset.train_examples,
+            "test_examples": dataset.test_examples,
+            **plain_fields(run.recipe.load),
         },
         "diverged": fit.diverged,
         "final": fit.rows[-1],
         "structure": {
-            "params": _plain(rj.summary(fit.params, run.regularizer())),
-            "structured": _plain(rj.summary(fit.structured, run.regularizer())),
+            "params": _structure(run, fit.params),
+            "structured": _structure(run, fit.structured),
         },
         "compile_seconds": program.compile_seconds,
         "train_seconds": fit.train_seconds,
+        "step_seconds": fit.step_seconds,
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -162,7 +210,9 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(figures: dict[str, Any]) -> dict[str, float]:
+def _structure(run: Run, params: Any) -> dict[str, float]:
+    """The library's summary of zeros, groups and ranks, computed as one program."""
+    figures = jax.jit(lambda params: rj.summary(params, run.regularizer()))(params)
     return {name: float(value) for name, value in jax.device_get(figures).items()}
 
 

@@ -1,7 +1,8 @@
 """Trains one recipe with one method: `python -m examples.train RECIPE [--optimizer NAME]
 [field=value ...]`.
 
-Leaves `metrics.csv`, `summary.json` and `curves.png` in the output folder.
+Leaves `metrics.csv`, `summary.json` and `curves.png` in the output folder, and with
+`checkpoint_every=N` checkpoints from which `--resume` goes on.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from rich.console import Console
 
 import ramda_jax as rj
 from examples import loop, plots, report
-from examples.data import DataError, Dataset
+from examples.checkpoint import Checkpoints
+from examples.data import DataError, Dataset, Stream
 from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
 from examples.recipes import RECIPES, find
 
@@ -24,7 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
     )
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in the output folder (checkpoint_every=N writes them)",
+    )
+    options = parse_command(parser, arguments)
     console = Console()
     return run_command(lambda: _train(options, console))
 
@@ -33,14 +40,17 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     run = make_run(
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
     )
+    out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
+    checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
     dataset = run.recipe.load(options.data_dir)
     program = loop.prepare(run, dataset)
-    out = make_folder(options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}")
+    make_folder(out)
     console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
     assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
     console.print(assignment, markup=False, highlight=False, soft_wrap=True)
-    fit = train_into(out, program, dataset, run.settings.seed, console)
-    console.print(report.result_table([(run, program, [fit])]))
+    with checkpoints:
+        fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
+    report.print_table(console, [(run, program, [fit])])
     console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
     if fit.diverged:
         print(
@@ -51,7 +61,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def train_into(
-    out: Path, program: loop.Program, dataset: Dataset, seed: int, console: Console
+    out: Path,
+    program: loop.Program,
+    dataset: Dataset | Stream,
+    seed: int,
+    console: Console,
+    checkpoints: Checkpoints | None = None,
 ) -> loop.Fit:
     """Trains from one seed and leaves the run's three files in `out`."""
     run: Run = program.run
@@ -61,7 +76,7 @@ def train_into(
             log(row)
             advance(row)
 
-        fit = loop.fit(program, seed, on_epoch)
+        fit = loop.fit(program, seed, on_epoch, checkpoints)
     report.write_json(out / "summary.json", report.summary(run, program, fit, dataset))
     plots.plot_run(out / "curves.png", run, fit)
     return fit
@@ -71,9 +86,12 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     """What the commands of this package have in common."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help=", ".join(f"{r.name} ({r.title})" for r in RECIPES.values()),
+        "words",
+        nargs="+",
+        metavar="RECIPE [field=value ...]",
+        help="recipe: "
+        + ", ".join(f"{r.name} ({r.title})" for r in RECIPES.values())
+        + "; and settings that differ from the recipe's, as in epochs=5 model.hidden=100",
     )
     parser.add_argument(
         "--scale",
@@ -90,10 +108,20 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder with the data (default: built-in data)"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="settings that differ from the recipe's"
-    )
     return parser
+
+
+def parse_command(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parses options, the recipe and its overrides, in any order."""
+    options = parser.parse_intermixed_args(arguments)
+    names = [word for word in options.words if "=" not in word]
+    if not names:
+        parser.error("the recipe is missing")
+    options.recipe = names[0]
+    options.overrides = [word for word in options.words if word is not names[0]]
+    return options
 
 
 def run_command(command: Callable[[], int]) -> int:

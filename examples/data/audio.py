@@ -1,0 +1,132 @@
+"""Mel spectrograms as Tacotron 2 defines them, from WAV files.
+
+    power-free magnitude of the STFT -> mel filters -> log(max(., 1e-5))
+
+The filters are triangles on Slaney's mel scale (linear up to 1 kHz, then logarithmic), each of area
+2 over its support, so that a filter's output does not grow with its width.
+"""
+
+import wave
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from examples.data.base import DataError
+
+
+@dataclass(frozen=True)
+class Audio:
+    """How sound becomes a spectrogram.
+
+    Attributes:
+        sample_rate: Hz.
+        fft: samples of a transform.
+        window: samples of the Hann window, at most `fft`.
+        hop: samples from a frame to the next.
+        mels: filters.
+        low: lowest frequency, Hz.
+        high: highest frequency, Hz.
+        floor: magnitudes below it are raised to it before the logarithm.
+    """
+
+    sample_rate: int = 22_050
+    fft: int = 1024
+    window: int = 1024
+    hop: int = 256
+    mels: int = 80
+    low: float = 0.0
+    high: float = 8000.0
+    floor: float = 1e-5
+
+    def frames(self, samples: int) -> int:
+        """Number of frames of so many samples."""
+        return 1 + samples // self.hop
+
+
+def mel_spectrogram(sound: np.ndarray, audio: Audio) -> np.ndarray:
+    """Samples in [-1, 1] (n,) -> (frames, mels) float32; frames are centered on multiples of hop."""
+    half = audio.fft // 2
+    # Reflection needs more samples than it adds.
+    sound = np.pad(sound, (0, max(0, half + 1 - len(sound))))
+    padded = np.pad(sound, half, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, audio.fft)[:: audio.hop]
+    spectrum = np.abs(np.fft.rfft(frames * _window(audio), axis=-1))
+    mel = spectrum.astype(np.float32) @ mel_filters(audio).T
+    return np.log(np.maximum(mel, audio.floor)).astype(np.float32)
+
+
+@lru_cache
+def mel_filters(audio: Audio) -> np.ndarray:
+    """The filters (mels, fft // 2 + 1) float32."""
+    frequencies = np.linspace(0, audio.sample_rate / 2, audio.fft // 2 + 1)
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(audio.low), _hz_to_mel(audio.high), audio.mels + 2))
+    left, center, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising = (frequencies - left) / (center - left)
+    falling = (right - frequencies) / (right - center)
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return (triangles * (2 / (right - left))).astype(np.float32)
+
+
+# Slaney's scale: 200/3 Hz a mel up to 1 kHz, then 27 mels for each factor of 6.4.
+_HZ_PER_MEL, _KNEE_HZ, _LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+
+
+def _hz_to_mel(hz: float) -> float:
+    if hz < _KNEE_HZ:
+        return hz / _HZ_PER_MEL
+    return _KNEE_HZ / _HZ_PER_MEL + float(np.log(hz / _KNEE_HZ)) / _LOG_STEP
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    knee = _KNEE_HZ / _HZ_PER_MEL
+    above = _KNEE_HZ * np.exp(_LOG_STEP * np.maximum(0, mel - knee))
+    return np.where(mel < knee, mel * _HZ_PER_MEL, above)
+
+
+@lru_cache
+def _window(audio: Audio) -> np.ndarray:
+    """A periodic Hann window, centered in the transform."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.window) / audio.window)
+    before = (audio.fft - audio.window) // 2
+    return np.pad(hann, (before, audio.fft - audio.window - before))
+
+
+def count_samples(path: Path, audio: Audio) -> int:
+    """Samples of a WAV file by its header, which is checked; and the file's size against it."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            samples = file.getnframes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a WAV file, found no such file") from None
+    except (wave.Error, EOFError, OSError) as error:
+        raise DataError(
+            f"{path}: expected a WAV file, but it is truncated or corrupt ({error})"
+        ) from error
+    if found != (1, 2, audio.sample_rate):
+        channels, width, rate = found
+        raise DataError(
+            f"{path}: expected one channel of 16 bits at {audio.sample_rate} Hz, "
+            f"found {channels} of {8 * width} at {rate} Hz"
+        )
+    if samples == 0 or path.stat().st_size < 2 * samples:
+        raise DataError(
+            f"{path}: expected {samples} samples by its header (and at least one), "
+            f"found {path.stat().st_size} bytes: truncated"
+        )
+    return samples
+
+
+def read_sound(path: Path, audio: Audio) -> np.ndarray:
+    """The samples of a WAV file in [-1, 1) (n,) float32."""
+    expected = count_samples(path, audio)
+    with wave.open(str(path), "rb") as file:
+        content = file.readframes(expected)
+    if len(content) != 2 * expected:
+        raise DataError(
+            f"{path}: expected {expected} samples by its header, "
+            f"found {len(content) // 2}: truncated"
+        )
+    return np.frombuffer(content, "<i2").astype(np.float32) / 32768.0

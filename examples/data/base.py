@@ -1,0 +1,101 @@
+"""What every reader returns, and the one error it raises."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+
+class DataError(Exception):
+    """A data file or folder is missing or is not what it should be. The message names the path."""
+
+
+class Batch(NamedTuple):
+    """What the model gets in one step.
+
+    Attributes:
+        inputs: array, or tree of arrays, (examples, ...).
+        targets: array, or tree of arrays, (examples, ...).
+        weights: (examples,): each example's share in means; 0 for padding.
+    """
+
+    inputs: Any
+    targets: Any
+    weights: Any
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test set held in memory.
+
+    Attributes:
+        train_inputs: array (train examples, ...).
+        train_targets: array (train examples, ...).
+        test_inputs: array (test examples, ...).
+        test_targets: array (test examples, ...).
+        source: where it came from, in words, for the run's summary.
+    """
+
+    train_inputs: np.ndarray
+    train_targets: np.ndarray
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+    source: str
+
+    @property
+    def train_examples(self) -> int:
+        return len(self.train_inputs)
+
+    @property
+    def test_examples(self) -> int:
+        return len(self.test_inputs)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A training and a test set read batch by batch, in bounded memory.
+
+    Attributes:
+        train: (batch size, seed) -> one pass of training batches, all of them full, in an order
+            that `repeat` draws anew for each pass.
+        train_in_order: batch size -> the training set as it is evaluated: unaugmented, in a fixed
+            order, the last batch padded with examples of weight 0.
+        test: batch size -> the test set, in the same way.
+        train_examples: how many there are.
+        test_examples: how many there are.
+        source: where it came from, in words, for the run's summary.
+        threads: how many threads read and transform batches ahead of the device.
+    """
+
+    train: Callable[[int, int], grain.MapDataset[Batch]]
+    train_in_order: Callable[[int], grain.MapDataset[Batch]]
+    test: Callable[[int], grain.MapDataset[Batch]]
+    train_examples: int
+    test_examples: int
+    source: str
+    threads: int = 2
+
+
+def require_folder(path: Path, holding: str) -> Path:
+    """The folder itself, which has to exist."""
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a folder with {holding}, found no such folder")
+    return path
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """All of a file.
+
+    Args:
+        path: of the file.
+        what: what it should be, in words, for the error.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected {what}, found no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: expected {what}, but cannot read it ({error.strerror})") from None

@@ -1,0 +1,117 @@
+"""CIFAR-10 and CIFAR-100 from the Python batches of the authors' archives."""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.data.base import DataError, Dataset, read_bytes, require_folder
+
+# Per-channel mean and standard deviation of the 50,000 training images, as fractions of 255.
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+
+# What a pickled dictionary of strings, lists and NumPy arrays needs; nothing else is loaded, so a
+# file from anywhere cannot run code.
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """Loads CIFAR as bytes: inputs (n, 32, 32, 3) uint8, targets (n,) int32.
+
+    Scaling and augmentation are left to the device: `augment.py`.
+
+    Attributes:
+        classes: 10 or 100 (the fine labels).
+    """
+
+    classes: int = 10
+
+    def __call__(self, data_dir: Path | None) -> Dataset:
+        name = f"cifar{self.classes}"
+        if self.classes not in _LAYOUTS:
+            raise DataError(f"data.classes: expected 10 or 100, got {self.classes}")
+        folder, train_files, test_file, label_key = _LAYOUTS[self.classes]
+        if data_dir is None:
+            raise DataError(
+                f"{name}: expected --data-dir with the folder {folder}; "
+                f"`python -m examples.download {name}` fetches it"
+            )
+        inside = data_dir / folder
+        root = require_folder(inside if inside.is_dir() else data_dir, f"the batches of {folder}")
+        parts = [read_batch(root / file, label_key, self.classes) for file in train_files]
+        test_images, test_labels = read_batch(root / test_file, label_key, self.classes)
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        count = f"{len(labels):,} + {len(test_labels):,}"
+        return Dataset(
+            images, labels, test_images, test_labels, f"{count} CIFAR-{self.classes} images"
+        )
+
+
+_LAYOUTS: dict[int, tuple[str, tuple[str, ...], str, str]] = {
+    10: (
+        "cifar-10-batches-py",
+        tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test_batch",
+        "labels",
+    ),
+    100: ("cifar-100-python", ("train",), "test", "fine_labels"),
+}
+
+
+def read_batch(path: Path, label_key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) uint8 and labels (n,) int32 of one pickled batch.
+
+    A batch is a dictionary with `data`, bytes (n, 3072): a red, a green and a blue plane of 32 x 32
+    pixels per image; and with a list of n labels.
+
+    Raises:
+        DataError: the file is missing, truncated, or not such a batch.
+    """
+    content = read_bytes(path, "a Python batch of CIFAR")
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise DataError(
+            f"{path}: expected a pickled Python batch of CIFAR, "
+            f"but it is truncated or corrupt ({type(error).__name__}: {error})"
+        ) from error
+    data, labels = _entry(path, batch, "data"), _entry(path, batch, label_key)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise DataError(f"{path}: expected data of shape (images, 3072) in bytes, found other data")
+    targets = np.asarray(labels)
+    if targets.shape != data.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
+        raise DataError(
+            f"{path}: expected {len(data)} integer labels, one per image, "
+            f"found an array of shape {targets.shape}"
+        )
+    if len(data) == 0 or targets.min() < 0 or targets.max() >= classes:
+        raise DataError(f"{path}: expected images with labels from 0 to {classes - 1}")
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), targets.astype(np.int32)
+
+
+def _entry(path: Path, batch: Any, key: str) -> Any:
+    """An entry of the dictionary; its keys are bytes, or strings in files written anew."""
+    if isinstance(batch, dict):
+        for name in (key.encode(), key):
+            if name in batch:
+                return batch[name]
+    raise DataError(f"{path}: expected a dictionary with the entry {key}, found none")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch")
+        return super().find_class(module, name)

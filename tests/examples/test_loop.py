@@ -1,0 +1,238 @@
+"""The training loop: model state, streams, memory, evaluation, precision, dense methods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from examples import loop
+from examples.data import Batch, Stream
+from examples.data.pipeline import batches_in_order
+from examples.recipe import RecipeError, make_run, split_overrides
+from tests.examples import tiny
+
+
+def fitted(run, seed=0):
+    return loop.fit(loop.prepare(run, run.recipe.load(None)), seed)
+
+
+@pytest.fixture(scope="module")
+def fit_in_memory():
+    return fitted(tiny.tiny_run())
+
+
+def test_batch_statistics_and_dropout_keys_move_and_training_learns(fit_in_memory):
+    fit = fit_in_memory
+    assert fit.rows[-1]["objective"] < fit.rows[0]["objective"]
+    assert fit.rows[-1]["test_accuracy"] > 0.8
+    assert np.all(fit.model_state["norm"]["mean"][...] != 0)
+    assert fit.model_state["dropout"]["rngs"]["count"][...] == 4 * 4  # one draw a step
+
+
+def test_evaluation_is_that_of_the_whole_set_at_once_in_evaluation_mode(fit_in_memory):
+    fit, dataset = fit_in_memory, tiny.RECIPE.load(None)
+    model = tiny.Model()(nnx.Rngs(0), jnp.float32)
+    nnx.update(model, fit.params, fit.model_state)
+    model.eval()
+    for part in ("train", "test"):  # 70 and 25 examples in batches of 16: the last is part full
+        inputs, targets = getattr(dataset, f"{part}_inputs"), getattr(dataset, f"{part}_targets")
+        logits = model(jnp.asarray(inputs))
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+        np.testing.assert_allclose(fit.rows[-1][f"{part}_loss"], loss, rtol=1e-5)
+        accuracy = (logits.argmax(-1) == targets).mean()
+        np.testing.assert_allclose(fit.rows[-1][f"{part}_accuracy"], accuracy, rtol=1e-6)
+
+
+def test_a_streamed_set_is_trained_and_evaluated_like_one_in_memory(fit_in_memory):
+    program = loop.prepare(tiny.tiny_run(stream="true"), tiny.RECIPE.load(None))
+    fit = loop.fit(program, 0)
+    assert list(fit.rows[-1]) == list(fit_in_memory.rows[-1])
+    assert fit.rows[-1]["step"] == 16
+    # Another order of the examples, but the same evaluation, so the same quality.
+    assert fit.rows[-1]["test_accuracy"] == pytest.approx(
+        fit_in_memory.rows[-1]["test_accuracy"], abs=0.1
+    )
+    again = loop.fit(program, 0)
+    assert [row["objective"] for row in again.rows] == [row["objective"] for row in fit.rows]
+
+
+def test_a_stream_evaluates_the_same_weights_as_the_device_does():
+    run = tiny.tiny_run()
+    dataset = run.recipe.load(None)
+    in_memory = loop.prepare(run, dataset)
+    streamed = loop.prepare(tiny.tiny_run(stream="true"), dataset)
+    state = in_memory.start(0)
+    state, _ = in_memory.epoch(state, in_memory.feed(0))
+    for name, value in in_memory.evaluate(state).items():
+        np.testing.assert_allclose(streamed.evaluate(state)[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_as_a_program_is_the_epoch_as_a_program(monkeypatch):
+    run = tiny.tiny_run("sgd", epochs=1)
+    dataset = run.recipe.load(None)
+    states = []
+    for slow in (False, True):
+        monkeypatch.setattr("examples.in_memory._slow_in_loops", lambda state, slow=slow: slow)
+        program = loop.prepare(run, dataset)
+        states.append(program.epoch(program.start(0), program.arrays))
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_dense_method_has_no_solver_and_one_iterate(optimizer):
+    row = fitted(tiny.tiny_run(optimizer, epochs=2)).rows[-1]
+    assert row["solver_iterations"] == row["weighted_group_sparsity"] == 0
+    assert row["objective"] == row["structured_objective"] == row["train_loss"]
+
+
+def test_sgd_is_momentum_with_the_decay_in_the_gradient():
+    run = tiny.tiny_run("sgd", stages="", learning_rate=0.5, weight_decay=0.25)
+    transformation = run.transformation(10)
+    p, m = jnp.array([2.0]), 0.0
+    state, params = transformation.init(p), p
+    for g in (1.0, -3.0):
+        updates, state = transformation.update(jnp.array([g]), state, params)
+        params = optax.apply_updates(params, updates)
+        m = 0.9 * m + g + 0.25 * p
+        p = p - 0.5 * m
+        np.testing.assert_allclose(params, p, rtol=1e-6)
+
+
+def test_bfloat16_changes_the_arithmetic_and_keeps_parameters_and_statistics_float32():
+    exact, rough = (
+        fitted(tiny.tiny_run("sgd", epochs=1, compute_dtype=t)) for t in ("float32", "bfloat16")
+    )
+    assert exact.rows[-1]["train_loss"] != rough.rows[-1]["train_loss"]
+    assert rough.rows[-1]["train_loss"] == pytest.approx(exact.rows[-1]["train_loss"], rel=0.1)
+    leaves = jax.tree.leaves((rough.params, rough.model_state["norm"]))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_gradients_are_clipped_to_the_norm():
+    transformation = tiny.tiny_run("sgd", clip_norm=0.1, weight_decay=0, stages="").transformation(
+        5
+    )
+    params = {"kernel": jnp.zeros((6, 3))}
+    updates, _ = transformation.update(
+        {"kernel": jnp.ones((6, 3))}, transformation.init(params), params
+    )
+    assert optax.global_norm(updates) == pytest.approx(0.1 * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("stages", 0.1), ("cosine", 0.5), ("linear", 0.5)]
+)
+def test_the_rate_falls_by_stages_or_smoothly_to_the_end(schedule, middle):
+    run = tiny.tiny_run("sgd", schedule=schedule, learning_rate=1, weight_decay=0, momentum=0)
+    transformation = run.transformation(steps_per_epoch=5)  # 20 steps, the second stage from 10
+    params = jnp.zeros(1)
+    state, rates = transformation.init(params), []
+    for _ in range(20):
+        updates, state = transformation.update(jnp.ones(1), state, params)
+        rates.append(-float(updates[0]))
+    assert rates[0] == 1
+    assert rates[10] == pytest.approx(middle)
+    assert rates[19] < 0.11
+
+
+class Counter(nnx.Module):
+    """Remembers the sum of all inputs so far; its output is that sum times a weight."""
+
+    def __init__(self, dtype, rngs):
+        self.kernel = nnx.Param(jnp.ones((1, 1)))
+
+    def __call__(self, inputs, memory):
+        memory = memory + jnp.sum(inputs, axis=1, keepdims=True)
+        return memory @ self.kernel[...], memory
+
+
+def counting_stream():
+    """Three batches of ones a pass, in order."""
+
+    def batches(size):
+        ones = np.ones((3 * size, 2), np.float32)
+        return batches_in_order(list(ones), size, lambda row: (row, np.float32(0)))
+
+    return Stream(lambda size, seed: batches(size), batches, batches, 12, 12, "ones", threads=0)
+
+
+def test_a_memory_runs_through_a_pass_and_starts_anew_with_the_next():
+    recipe = tiny.changed(
+        model=lambda rngs, dtype: Counter(dtype, rngs),
+        forward=lambda model, inputs, memory: model(inputs, memory),
+        memory=lambda model, size: jnp.zeros((size, 1)),
+        loss=lambda outputs, targets: outputs[:, 0],
+        metrics={"last": lambda outputs, targets: outputs[:, 0]},
+        derived={"double": lambda loss: 2 * loss},
+    )
+    run = tiny.tiny_run(
+        "sgd", recipe, batch_size=4, eval_batch_size=4, learning_rate=1e-30, epochs=3,
+        steps_per_epoch=2, stages="",
+    )  # fmt: skip
+    program = loop.prepare(run, counting_stream())
+    state, feed, memories = program.start(0), program.feed(0), []
+    for _ in range(3):  # 6 steps of a pass of 3
+        state, _ = program.epoch(state, feed)
+        memories.append(float(state.memory[0, 0]))
+    assert memories == [4.0, 2.0, 6.0]
+    # Evaluation has a memory of its own: 2, 4, 6 whatever training remembers.
+    figures = program.evaluate(state)
+    assert figures["test_last"] == figures["structured_train_last"] == pytest.approx(4.0)
+    assert figures["test_double"] == pytest.approx(8.0)
+
+
+def test_a_model_with_a_memory_needs_a_stream():
+    recipe = tiny.changed(memory=lambda model, size: jnp.zeros(size))
+    run = tiny.tiny_run(recipe=recipe)
+    with pytest.raises(RecipeError, match="needs a stream"):
+        loop.prepare(run, run.recipe.load(None))
+
+
+def test_augmentation_and_scaling_are_applied_where_they_belong():
+    recipe = tiny.changed(
+        augment=lambda key, inputs: inputs * 0 + jnp.nan, prepare=lambda inputs: inputs / 2
+    )
+    run = tiny.tiny_run("sgd", recipe, epochs=1)
+    program = loop.prepare(run, run.recipe.load(None))
+    start = program.start(0)
+    plain = loop.prepare(tiny.tiny_run("sgd", epochs=1), run.recipe.load(None))
+    assert np.isfinite(program.evaluate(start)["test_loss"])  # not augmented
+    assert program.evaluate(start)["test_loss"] != plain.evaluate(start)["test_loss"]  # scaled
+    state, _ = program.epoch(start, program.arrays)
+    assert np.isnan(state.params["inner"]["kernel"][...]).all()  # augmented
+
+
+def test_nested_fields_are_set_from_the_command_line_and_by_scales():
+    run = make_run(
+        tiny.RECIPE, "ramda", "smoke", split_overrides(["data.train=40", "schedule=cosine"])
+    )
+    assert (run.recipe.model.hidden, run.settings.epochs) == (4, 1)
+    assert (run.recipe.load.train, run.method.schedule) == (40, "cosine")
+    run = make_run(tiny.RECIPE, "ramda", "smoke", {"model.hidden": "5"})
+    assert run.recipe.model.hidden == 5
+    for name, text, message in (
+        ("model.width", "3", "model.width: no such field for ramda, which has epochs"),
+        ("model.hidden", "x", "model.hidden: expected an integer, got 'x'"),
+        ("schedule", "fast", "schedule: expected one of stages, cosine, linear, got 'fast'"),
+        ("compute_dtype", "int8", "compute_dtype: expected one of float32, bfloat16"),
+        ("eval_batch_size", "0", "eval_batch_size: expected at least 1, got 0"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_run(tiny.RECIPE, "ramda", "paper", {name: text})
+
+
+def test_batches_of_several_shapes_are_compiled_once_each():
+    recipe = tiny.changed(loss=lambda outputs, targets: outputs[:, 0], metrics={})
+    run = tiny.tiny_run("sgd", recipe, stream="true")
+    streaming = loop.prepare(run, recipe.load(None))
+    state, total = streaming.start(0), jnp.zeros(())
+    compiled = []
+    for size in (16, 8, 16, 8):
+        batch = Batch(jnp.ones((size, 6)), jnp.zeros(size, jnp.int32), jnp.ones(size))
+        state, total = streaming.step(state, batch, total)
+        compiled.append(streaming.step.seconds)
+    assert 0 < compiled[0] < compiled[1] == compiled[2] == compiled[3]
