@@ -144,7 +144,7 @@ def _metric(
     start: chex.Array,
     dual: chex.Array,
 ) -> chex.Array:
-    """sigma: the curvature at which penalty and quadratic of the start balance, between rounding and max D."""
+    """sigma: the curvature at which penalty and quadratic of the start balance, between min D and max D."""
     # psi is positively homogeneous or nearly so: then <y, z> = weight psi(z), which saves computing it.
     estimate = jnp.sum(dual * start)
     penalty = jax.lax.cond(
@@ -152,10 +152,13 @@ def _metric(
     )
     square = jnp.sum(start * start)
     largest = jnp.max(smooth.d, initial=jnp.finfo(start.dtype).tiny)
+    smallest = jnp.min(smooth.d, initial=jnp.inf)
     sigma = jnp.where(
         square > 0, _THRESHOLD * penalty / jnp.where(square > 0, square, 1.0), largest
     )
-    return jnp.clip(sigma, jnp.finfo(start.dtype).eps * largest, largest)
+    # Without a penalty, the smaller sigma the sooner; with one, it never pays to go below D.
+    least = jnp.where(penalty > 0, smallest, jnp.finfo(start.dtype).eps * largest)
+    return jnp.clip(sigma, jnp.minimum(least, largest), largest)
 
 
 def _empty(like: chex.Array) -> _History:

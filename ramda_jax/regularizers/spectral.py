@@ -98,7 +98,9 @@ class NuclearNorm(base.Regularizer):
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
         x = _whole(x)
-        return x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return min(base.size(shape[:-1]), shape[-1])
