@@ -29,6 +29,7 @@ from ramda_jax.regularizers import (
 from ramda_jax.schedules import final_momentum_schedule, multistep
 from ramda_jax.solvers import (
     AcceleratedProximalGradient,
+    DouglasRachford,
     Newton,
     ProximalGradient,
     Solver,
@@ -43,6 +44,7 @@ __all__ = [
     "AcceleratedProximalGradient",
     "Assignment",
     "Binarize",
+    "DouglasRachford",
     "ElasticNet",
     "GroupLasso",
     "GroupMCP",

@@ -98,10 +98,12 @@ def minimise(
 
     def iterate(c: _Carry) -> _Carry:
         forward = c.y - smooth.gradient(c.y) / curvature
-        new = jnp.where(active, psi.prox(forward, weight / curvature), zeros)
+        # Screened groups are zero in `forward` as they are in `new`, so that the value is that of `new`.
+        new, value = psi.prox_and_value(jnp.where(active, forward, zeros), weight / curvature)
+        new = jnp.where(active, new, zeros)
         s = jnp.where(active, (smooth.d - curvature) * (new - c.y), zeros)
         residual = _numerics.norm(s)
-        penalty = weight * psi.value(new)
+        penalty = weight * value
         decrease = smooth.decrease(c.z, new) + (c.penalty - penalty)
         count = c.count + 1
         # More than rounding of psi. A plain step cannot increase Q but by rounding: then it is the last.

@@ -152,7 +152,7 @@ def test_solver_choice():
     choose = lambda psi, **kw: solvers.choose(None, psi, "p", **{"scalar_metric": False, **kw})
     assert isinstance(choose(rj.GroupLasso(0.1)), rj.Newton)
     assert isinstance(choose(rj.L1(0.1)), solvers.ClosedForm)
-    assert isinstance(choose(rj.NuclearNorm(0.1)), rj.AcceleratedProximalGradient)
+    assert isinstance(choose(rj.NuclearNorm(0.1)), rj.DouglasRachford)
     assert isinstance(choose(rj.NuclearNorm(0.1), scalar_metric=True), solvers.ClosedForm)
 
 

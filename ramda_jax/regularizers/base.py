@@ -66,6 +66,11 @@ class Regularizer(abc.ABC):
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         """argmin_z 1/2 ||z - x||^2 + step psi(z), the shape and dtype of x."""
 
+    def prox_and_value(self, x: chex.Array, step: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+        """(z, psi(z)) for z = prox(x, step), where the one comes with the other."""
+        z = self.prox(x, step)
+        return z, self.value(z)
+
     @abc.abstractmethod
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z), for a positive elementwise metric."""

@@ -6,11 +6,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _validation, first_order
+from ramda_jax import _validation, first_order, splitting
 from ramda_jax.regularizers import base
 
-# `weighted_prox` has no closed form: accelerated proximal gradient to (nearly) working precision.
+# `weighted_prox` has no closed form: splitting to (nearly) working precision.
 _PROX_ITERATIONS = 5000
+# Singular values down to this fraction of the largest are thresholded through the Gram matrix.
+_RESOLVED = 1e-3
 
 
 def _on_explicit_mesh(x: chex.Array) -> bool:
@@ -28,6 +30,37 @@ def _cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
     """x, cut as `model` is on an explicit mesh."""
     spec = jax.typeof(model).sharding.spec
     return jax.sharding.reshard(x, spec) if _on_explicit_mesh(model) else x
+
+
+def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """(U max(S - level, 0) V^T, the sum of max(S - level, 0)) of a matrix that is not wide.
+
+    From the eigenvectors of the Gram matrix: half the work of an SVD, or less. Squaring costs the singular values below
+    sqrt(eps) times the largest; those near the level are accurate to eps largest^2 / level, so the SVD takes over where
+    the level is below a thousandth of the largest.
+    """
+    if a.size == 0:
+        return a, jnp.zeros([], a.dtype)
+    size = jnp.max(jnp.abs(a))
+    size = jnp.where(size > 0, size, 1.0)  # neither overflow nor underflow in the squares
+    scaled = a / size
+    squares, v = jnp.linalg.eigh(scaled.T @ scaled, symmetrize_input=False)
+    level = level / size
+
+    def from_gram() -> tuple[chex.Array, chex.Array]:
+        u = scaled @ v
+        s = jnp.sqrt(jnp.sum(u * u, axis=0))  # more accurate than the roots of the eigenvalues
+        kept = jnp.maximum(s - level, 0.0)
+        return (u * jnp.where(kept > 0, kept / s, 0.0 * s)) @ v.T, jnp.sum(kept)
+
+    def from_svd() -> tuple[chex.Array, chex.Array]:
+        u, s, vt = jnp.linalg.svd(scaled, full_matrices=False)
+        kept = jnp.maximum(s - level, 0.0)
+        return (u * kept) @ vt, jnp.sum(kept)
+
+    resolved = level * level >= _RESOLVED * _RESOLVED * squares[-1]
+    shrunk, total = jax.lax.cond(resolved, from_gram, from_svd)
+    return size * shrunk, size * total
 
 
 @base.regularizer
@@ -65,7 +98,9 @@ class NuclearNorm(base.Regularizer):
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
         x = _whole(x)
-        return x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return min(base.size(shape[:-1]), shape[-1])
@@ -74,24 +109,37 @@ class NuclearNorm(base.Regularizer):
         return self.strength * jnp.sum(self.group_norms(x))
 
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
-        u, s, vt = jnp.linalg.svd(self.matrix(x), full_matrices=False)
-        kept = jnp.maximum(s - step * self.strength, 0.0).astype(s.dtype)
-        return _cut_like(((u * kept) @ vt).reshape(x.shape).astype(x.dtype), x)
+        return self.prox_and_value(x, step)[0]
+
+    def prox_and_value(self, x: chex.Array, step: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+        matrix = self.matrix(x)
+        wide = matrix.shape[0] < matrix.shape[1]
+        level = jnp.asarray(step * self.strength, matrix.dtype)
+        shrunk, total = _shrink(matrix.T if wide else matrix, level)
+        shrunk = (shrunk.T if wide else shrunk).reshape(x.shape).astype(x.dtype)
+        return _cut_like(shrunk, x), (self.strength * total).astype(x.dtype)
 
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        metric = jnp.asarray(metric, x.dtype) * jnp.ones_like(x)
-        tolerance = 1e-13 if x.dtype == jnp.float64 else 1e-6
-        settings = first_order.Settings(_PROX_ITERATIONS, 1, None, tolerance, accelerated=True)
-        smooth = first_order.Quadratic(jnp.zeros_like(x), x, metric)
-        active = ~self.screen(metric * x, metric, step) & jnp.ones_like(x, bool)
-        return first_order.minimise(smooth, self, step, x, active, settings).x
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        zeros = jnp.zeros_like(wide)
+        smooth = first_order.Quadratic(zeros, wide, metric * jnp.ones_like(wide))
+        settings = splitting.Settings(_PROX_ITERATIONS, 1e-13 if x.dtype == jnp.float64 else 1e-6)
+        found = splitting.minimise(smooth, self, step, wide, zeros, wide, settings)
+        return found.x.astype(x.dtype)
 
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.linalg.svd(self.matrix(x), compute_uv=False)
 
     def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         """Whether the whole matrix is zero; 0-d."""
-        return jnp.max(self.group_norms(b), initial=0.0) <= step * self.strength
+        level = jnp.asarray(step * self.strength, b.dtype)
+        # The largest singular value is at least the norm of every column: mostly enough, for nothing.
+        columns = jnp.sqrt(jnp.sum(jnp.square(b), axis=tuple(range(b.ndim - 1))))
+        return jax.lax.cond(
+            jnp.max(columns, initial=0.0) > level,
+            lambda: jnp.asarray(False),
+            lambda: jnp.max(self.group_norms(b), initial=0.0) <= level,
+        )
 
     def zero_groups(self, x: chex.Array) -> chex.Array:
         """Singular values that are zero to rounding: at most max(m, n) eps times the largest (4 eps below float32).

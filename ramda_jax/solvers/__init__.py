@@ -3,6 +3,7 @@
 from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.solvers.base import LeafProblem, LeafSolution, Solver
 from ramda_jax.solvers.closed_form import ClosedForm
+from ramda_jax.solvers.douglas_rachford import DouglasRachford
 from ramda_jax.solvers.newton import Newton
 from ramda_jax.solvers.proximal_gradient import (
     AcceleratedProximalGradient,
@@ -12,6 +13,7 @@ from ramda_jax.solvers.proximal_gradient import (
 __all__ = [
     "AcceleratedProximalGradient",
     "ClosedForm",
+    "DouglasRachford",
     "LeafProblem",
     "LeafSolution",
     "Newton",
@@ -42,4 +44,6 @@ def choose(solver: Solver | None, psi: Regularizer, path: str, *, scalar_metric:
         return solver
     if scalar_metric or psi.closed_form:
         return ClosedForm()
-    return Newton() if isinstance(psi, GroupNorm) else AcceleratedProximalGradient()
+    if isinstance(psi, GroupNorm):
+        return Newton()
+    return DouglasRachford() if psi.convex else AcceleratedProximalGradient()

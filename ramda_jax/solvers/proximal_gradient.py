@@ -89,7 +89,7 @@ class ProximalGradient(base.PerArraySolver):
 class AcceleratedProximalGradient(base.PerArraySolver):
     """Proximal gradient with Nesterov's momentum and adaptive restart, warm-started from the last solution.
 
-    The default for the nuclear norm. It starts from whichever of W^{t-1}, the last step's solution and x0 - v / D has
+    It starts from whichever of W^{t-1}, the last step's solution and x0 - v / D has
     the smallest Q, and never accepts a step that increases Q. It keeps one array of the parameter's size.
 
     Args:

@@ -1,0 +1,72 @@
+"""Douglas-Rachford splitting: any convex regularizer with a prox, however badly conditioned the metric."""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+
+from ramda_jax import _validation, splitting
+from ramda_jax.regularizers.base import Regularizer
+from ramda_jax.solvers import base
+
+
+@dataclasses.dataclass(frozen=True)
+class DouglasRachford(base.PerArraySolver):
+    """Douglas-Rachford splitting with Anderson's extrapolation, warm-started in primal and dual.
+
+    The default for the nuclear norm. One prox, that is one decomposition, per iteration:
+
+      z = prox_{w psi / sigma}(m),   s = D z - b + sigma (m - z) in dQ(z),   m <- m - s / (D + sigma),   b = D x0 - v.
+
+    D is inverted entry by entry: unlike proximal gradient's, the rate does not suffer from entries of D that are far
+    from the largest. It stops when both halves of condition (7) are certified: ||s|| is small, and
+    <s, W - z> + 1/2 <W - z, D (W - z)> >= 0, which proves Q(z) <= Q(W) for W = W^{t-1}. Where `max_iterations` comes
+    first, five iterations of the paper's solver from W^{t-1} compete, and the lower Q wins. It keeps two arrays of the
+    parameter's size (z and its dual) between steps, and works in about a dozen.
+
+    Args:
+      tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-3, or 1e-13 for float64.
+      max_iterations: at most; >= 1. None: 20, or 5,000 for float64, which is there for verification.
+
+    Raises:
+      ValueError: for constants out of range.
+
+    Example:
+      >>> import ramda_jax as rj
+      >>> tx = rj.ramda(1e-2, rj.NuclearNorm(1e-3), solver=rj.DouglasRachford(tolerance=1e-4))
+
+    Source: Lions & Mercier, Splitting algorithms for the sum of two nonlinear operators, SIAM J. Numer. Anal. 1979;
+    Walker & Ni, Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 2011.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            _validation.check_positive("DouglasRachford.tolerance", self.tolerance)
+        if self.max_iterations is not None:
+            _validation.check_integer("DouglasRachford.max_iterations", self.max_iterations, 1)
+
+    def supports(self, psi: Regularizer) -> bool:
+        return psi.convex
+
+    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
+        """(What, its dual / w), stacked; zeros: nothing known."""
+        return jnp.stack([jnp.zeros_like(param, dtype=dtype)] * 2)
+
+    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
+        double = warm.dtype == jnp.float64
+        settings = splitting.Settings(
+            self.max_iterations or (5000 if double else 20),
+            self.tolerance or (1e-13 if double else 1e-3),
+        )
+        smooth, weight = problem.smooth(), problem.weight
+        smooth = smooth._replace(d=smooth.d * jnp.ones_like(problem.start))
+        start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
+        result = splitting.minimise(
+            smooth, problem.psi, weight, start, weight * warm[1], problem.start, settings
+        )
+        dual = jnp.where(weight > 0, result.dual / jnp.where(weight > 0, weight, 1.0), 0.0)
+        new = jnp.stack([result.x, dual])
+        return base.LeafSolution(result.x, new, result.iterations, result.residual)
