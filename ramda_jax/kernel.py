@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Entries of a block: with some twenty arrays of this size, double-buffered ones included, 5 MB of vector memory.
-BLOCK_SIZE = 65_536
+# Entries of a block: with some twenty arrays of this size, double-buffered ones included, 11 of 16 MB of vector memory.
+BLOCK_SIZE = 131_072
 
 # Of the last axis but one, and of the last one: what a tile of float32 holds.
 _TILE = (8, 128)
