@@ -127,7 +127,8 @@ def ramda(
         structure of params, or an assignment (`by_path`, `kernels`).
       momentum: c_t in (0, 1], the weight of What_t; 1 = no averaging. Number, array or schedule.
       eps: > 0, added to the metric; a number or a 0-d array.
-      solver: None (the best exact one per regularizer), `Newton`, `ProximalGradient` or `AcceleratedProximalGradient`.
+      solver: None (the best exact one per regularizer), `Newton`, `DouglasRachford`,
+        `ProximalGradient` or `AcceleratedProximalGradient`.
       restart_steps: 0-based step counts at which a new stage starts: t, alpha, V, U are reset, W^0 is the current W.
         The learning rate is not touched: `multistep` lowers it at the same steps.
       restart_eps_decay: > 0; eps is multiplied by it at each restart.
