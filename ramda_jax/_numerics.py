@@ -35,27 +35,26 @@ def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:
 def cbrt(x: chex.Array) -> chex.Array:
     """Cube root of x >= 0, elementwise.
 
-    float32 by a bit-level first guess (the exponent divided by three; 4 % off) and two Halley steps,
-    y <- y (y^3 + 2x) / (2y^3 + x), each of which cubes the relative error: within 3e-7 of the exact root,
-    and ten times faster than XLA's own on a CPU. Other dtypes use `jnp.cbrt`.
+    float32 by a bit-level first guess at z = x^(-1/3) (the exponent divided by -3; 4 % off), a step of fourth order,
+    and a correction of y = x z^2 which takes most of its rounding away, too:
+
+      t = 1 - x z^3,   z <- z (1 + t/3 + 2 t^2 / 9 + 14 t^3 / 81),   y = x z^2,   y <- y + 2/3 y (1 - y z),
+
+    within 2e-7 of the exact root. No division and no branch, so that XLA fuses it with what is around it: ten times
+    faster than its own on a CPU. Other dtypes use `jnp.cbrt`.
     """
     if x.dtype != jnp.float32:
         return jnp.cbrt(x)
-    # Near the ends of the range y^3 would be subnormal or infinite: take the root of 2^+-24 x instead.
-    tiny, huge = x < 1e-35, x > 1e37
-    scaled = jnp.where(tiny, x * 2.0**24, jnp.where(huge, x * 2.0**-24, x))
-    bits = jax.lax.bitcast_convert_type(scaled, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     # An integer division by 3 does not vectorise; the float product is off by a few thousand units
-    # in the last place of the guess, which the Halley steps remove.
+    # in the last place of the guess, which the steps remove.
     third = (bits.astype(jnp.float32) * (1.0 / 3.0)).astype(jnp.int32)
-    y = jax.lax.bitcast_convert_type(third + 0x2A5119F2, jnp.float32)
-    for _ in range(2):
-        cube = y * y * y
-        y = y * ((0.25 * cube + 0.5 * scaled) / (0.5 * cube + 0.25 * scaled))
-    y = jnp.where(tiny, y * 2.0**-8, jnp.where(huge, y * 2.0**8, y))
-    # 0 and infinity are their own roots, a NaN stays one, and subnormals, which XLA flushes, give 0.
-    y = jnp.where(x < jnp.inf, y, x)
-    return jnp.where(x < jnp.finfo(jnp.float32).tiny, 0.0 * x, y)
+    z = jax.lax.bitcast_convert_type(0x54A21D2A - third, jnp.float32)
+    t = 1 - (x * z) * (z * z)  # in this order nothing leaves the range, for any normal x
+    z = z * (1 + t * (1 / 3 + t * (2 / 9 + t * (14 / 81))))
+    y = (x * z) * z
+    y = y + y * ((2 / 3) * (1 - y * z))
+    return jnp.where(x < jnp.inf, y, x)  # infinity is its own root, a NaN stays one
 
 
 def compensated_add(

@@ -344,8 +344,8 @@ def _in_blocks(
         start = blocks.start(k, shape)
         arrays = _with(carry.arrays, leaf.arrays, fixed)
         now = leaf._replace(arrays=arrays, warm=carry.warm)
-        part = jax.tree.map(lambda x: blocks.take(x, start, shape), now)
-        done = _separately(solve, abstract, scalars.count, part)
+        take = lambda leaf: jax.tree.map(lambda x: blocks.take(x, start, shape), leaf)
+        done = _separately(lambda leaf: solve(take(leaf)), abstract, scalars.count, now)
         put = lambda whole, new: blocks.put(whole, new, k, start, shape)
         return Result(
             tuple(map(put, carry.arrays, done.arrays)),

@@ -111,7 +111,7 @@ def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
     y = b * q
     yy = y * y
     phi2 = _sum(yy, axes)
-    return jnp.sqrt(phi2), _sum(yy * (d * r * q), axes) / phi2
+    return jnp.sqrt(phi2), r * _sum(yy * (d * q), axes) / phi2
 
 
 def _scaled(problem: GroupProblem, begin: Start, tie: Callable) -> tuple[chex.Array, ...]:
