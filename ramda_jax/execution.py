@@ -1,13 +1,8 @@
-"""How a step runs over the arrays: accumulate, solve, move; over all leaves at once, or block by block.
+"""How a step runs over the arrays: accumulate, solve, move.
 
-The step of one array, or of any part of it that is made of whole groups, is `_step`. It is run
-
-- on all leaves together (`_step`): one loop for the groups of all of them, nothing but elementwise work and
-  reductions, which the partitioner can cut as the arrays are cut. For several devices, and for accelerators;
-- leaf by leaf, in blocks of whole groups that fit a CPU's cache (`_one_by_one`): every array is read once and written
-  once, in place, and temporaries are of the size of a block. For a CPU that holds whole arrays.
-
-Both compute the same numbers up to the order of the sums.
+The step of one array, or of any part of it that is made of whole groups, is `_step`. All but the solve is elementwise.
+It is run on all leaves together, or, on a TPU that holds whole arrays, on blocks of each leaf in a kernel, which reads
+every array once and writes it once. (On a CPU it is the solve that goes block by block: see `secular`.)
 """
 
 import dataclasses
@@ -22,9 +17,6 @@ from ramda_jax import _target, kernel
 from ramda_jax.model import Accumulate
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver
-
-# Entries of a block: some ten arrays of this size (v, x0, D, b, their updates, ...) fit a second-level cache.
-BLOCK_SIZE = 16_384
 
 
 class Leaf(NamedTuple):
@@ -107,7 +99,6 @@ def run(
         done = _target.select(
             functools.partial(_step, method, mine),
             {
-                "cpu": functools.partial(_one_by_one, method, mine),
                 "tpu": functools.partial(_in_kernels, method, mine),
             },
             tuple(leaves[i] for i in chosen),
@@ -115,17 +106,6 @@ def run(
         )
         results |= dict(zip(chosen, done, strict=True))
     return tuple(results[i] for i in range(len(leaves)))
-
-
-def _one_by_one(
-    method: Method, solvers: tuple[Solver, ...], leaves: tuple[Leaf, ...], scalars: Scalars
-) -> list[Result]:
-    results: list[Result] = []
-    before = jnp.zeros([], jnp.int32)
-    for solver, leaf in zip(solvers, leaves, strict=True):
-        results.append(_in_blocks(method, solver, leaf, scalars, before))
-        before = results[-1].iterations
-    return results
 
 
 def _step(
@@ -189,51 +169,7 @@ def _move(x: chex.Array, start: chex.Array, leaf: Leaf, scalars: Scalars) -> che
     return delta.astype(leaf.param.dtype)
 
 
-# Blocks.
-
-
-class _Blocks(NamedTuple):
-    """The cut of an array: `number` blocks of `length` along `axis`; the last one overlaps its neighbour if need be."""
-
-    axis: int
-    length: int
-    number: int
-
-    def start(self, k: chex.Array, shape: tuple[int, ...]) -> chex.Array:
-        return jnp.minimum(k * self.length, shape[self.axis] - self.length)
-
-    def take(self, x: chex.Array, start: chex.Array, shape: tuple[int, ...]) -> chex.Array:
-        """The block of x; x itself if it is a scalar or an empty warm start."""
-        if x.ndim != len(shape):
-            return x
-        return jax.lax.dynamic_slice_in_dim(x, start, self.length, self.axis)
-
-    def put(
-        self,
-        x: chex.Array,
-        new: chex.Array,
-        k: chex.Array,
-        start: chex.Array,
-        shape: tuple[int, ...],
-    ) -> chex.Array:
-        """x with `new` as its block k."""
-        if x.ndim != len(shape):
-            return x
-        if shape[self.axis] % self.length:  # the last block begins with entries that are done
-            place = start + jax.lax.broadcasted_iota(jnp.int32, new.shape, self.axis)
-            new = jnp.where(place < k * self.length, self.take(x, start, shape), new)
-        return jax.lax.dynamic_update_slice_in_dim(x, new, start, self.axis)
-
-
-def _cut(solver: Solver, leaf: Leaf) -> _Blocks | None:
-    """How to cut a leaf into blocks that can be solved apart; None: not at all, or not worth it."""
-    shape = leaf.param.shape
-    axis = leaf.psi.separable_axis(shape) if leaf.psi is not None and solver.separable else None
-    if axis is None or shape[axis] < 2:
-        return None
-    at_most = max(1, BLOCK_SIZE * shape[axis] // max(leaf.param.size, 1))
-    count = -(-shape[axis] // at_most)
-    return _Blocks(axis, -(-shape[axis] // count), count) if count > 1 else None
+# On a TPU.
 
 
 def _in_kernels(
@@ -270,7 +206,7 @@ def _in_kernel(
 ) -> Result:
     """The step of one leaf in one kernel, blocks of `length` along the axis that separates its groups."""
     shape = leaf.param.shape
-    axis = leaf.psi.separable_axis(shape)  # type: ignore[union-attr]
+    axis: Any = leaf.psi.separable_axis(shape)  # type: ignore[union-attr]
     has_warm = leaf.warm.ndim == len(shape)
     fixed = _unchanged(method, leaf, scalars)
 
@@ -315,58 +251,6 @@ def _unchanged(method: Method, leaf: Leaf, scalars: Scalars) -> list[int]:
     return same
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _in_blocks(
-    method: Method, solver: Solver, leaf: Leaf, scalars: Scalars, before: chex.Array
-) -> Result:
-    """The step of one leaf, block by block; written over the leaf's own arrays where the caller has donated them.
-
-    `before` is any number from the leaf that is to be done first. XLA schedules what does not depend on anything as
-    early as it can, and the memory for the updates of all leaves would be taken at once. Jitted by itself, so that
-    leaves of the same shape are traced once.
-    """
-    blocks = _cut(solver, leaf)
-    if blocks is None:
-        resident = leaf.param.size <= BLOCK_SIZE
-        return _step(method, (solver,), (leaf,), scalars, resident)[0]
-    shape = leaf.param.shape
-    fixed: list[int] = []  # accumulators which the step does not change
-
-    def solve(part: Leaf) -> Result:
-        (done,) = _step(method, (solver,), (part,), scalars, resident=True)
-        fixed[:] = [k for k, x in enumerate(done.arrays) if x is part.arrays[k]]
-        return done._replace(arrays=_without(done.arrays, fixed))
-
-    part = jax.tree.map(lambda x: blocks.take(x, jnp.zeros([], jnp.int32), shape), leaf)
-    abstract = jax.eval_shape(solve, part)  # fills `fixed`
-
-    def body(k: chex.Array, carry: Result) -> Result:
-        start = blocks.start(k, shape)
-        arrays = _with(carry.arrays, leaf.arrays, fixed)
-        now = leaf._replace(arrays=arrays, warm=carry.warm)
-        take = lambda leaf: jax.tree.map(lambda x: blocks.take(x, start, shape), leaf)
-        done = _separately(lambda leaf: solve(take(leaf)), abstract, scalars.count, now)
-        put = lambda whole, new: blocks.put(whole, new, k, start, shape)
-        return Result(
-            tuple(map(put, carry.arrays, done.arrays)),
-            put(carry.out, done.out),
-            put(carry.warm, done.warm),
-            jnp.maximum(carry.iterations, done.iterations),
-            carry.residual + jnp.square(done.residual),
-        )
-
-    first = Result(
-        _without(leaf.arrays, fixed),
-        jnp.full_like(leaf.param, before),
-        leaf.warm,
-        jnp.zeros([], abstract.iterations.dtype),
-        jnp.zeros([], abstract.residual.dtype),
-    )
-    last = jax.lax.fori_loop(0, blocks.number, body, first)
-    arrays = _with(last.arrays, leaf.arrays, fixed)
-    return last._replace(arrays=arrays, residual=jnp.sqrt(last.residual))
-
-
 def _without(items: tuple, left_out: list[int]) -> tuple:
     return tuple(x for k, x in enumerate(items) if k not in left_out)
 
@@ -375,14 +259,3 @@ def _with(items: tuple, all_items: tuple, kept: list[int]) -> tuple:
     """`items`, with those of `all_items` at the indices `kept` back in their places."""
     rest = iter(items)
     return tuple(x if k in kept else next(rest) for k, x in enumerate(all_items))
-
-
-def _separately(function: Any, result: Result, count: chex.Array, part: Leaf) -> Result:
-    """function(part), abstractly `result`, which XLA keeps apart from what is around it.
-
-    Fused with the slices that make its arguments and with the updates that take its results it would read from arrays
-    that are being overwritten, and XLA would copy them whole for every block. A conditional is a border that no
-    fusion crosses; this one is always taken (counts are not negative), which XLA cannot know.
-    """
-    never = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-    return jax.lax.cond(count >= 0, function, never, part)

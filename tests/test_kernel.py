@@ -42,7 +42,9 @@ def test_kernel_takes_the_same_steps(name, psi, monkeypatch):
     monkeypatch.setattr(_target, "select", lambda whole, local, *args: whole(*args))
     jax.clear_caches()
     expected = steps(tx)
-    monkeypatch.setattr(_target, "select", lambda whole, local, *args: local["tpu"](*args))
+    monkeypatch.setattr(
+        _target, "select", lambda whole, local, *args: local.get("tpu", whole)(*args)
+    )
     monkeypatch.setattr(kernel, "BLOCK_SIZE", 16 * 1024)
     calls = []
 

@@ -21,10 +21,10 @@ ITERATIONS = {1e0: 1, 1e2: 5, 1e4: 8, 1e6: 9, 1e8: 10, 1e12: 12}
 @functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
 def newton(b, d, level, guess=None, tolerance=None, max_iterations=30):
     """Rows are groups: (x, r, zero, certified residual, iterations)."""
-    problem = secular.GroupProblem(lambda tie: (tie(b), tie(d)), (1,), level)
-    found = secular.solve([problem], [guess], tolerance, max_iterations)
-    x = secular.point(problem, found.r[0], found.zero[0])
-    return x, found.r[0], found.zero[0], found.residual[0], found.iterations
+    problem = secular.GroupProblem((b, d), (), secular.as_they_are, (1,), level)
+    (found,) = secular.solve([problem], [guess], tolerance, max_iterations)
+    x = secular.point(problem, found)
+    return x, found.r, found.zero, found.residual, found.iterations
 
 
 def oracle(b, d, level):

@@ -71,28 +71,29 @@ class GroupNorm(base.Regularizer):
 
     @abc.abstractmethod
     def secular_problem(
-        self, pieces: Callable, shape: tuple[int, ...], step: chex.Numeric
+        self,
+        arrays: tuple[chex.Array, ...],
+        scalars: Any,
+        pieces: Callable,
+        shape: tuple[int, ...],
+        step: chex.Numeric,
     ) -> secular.GroupProblem:
-        """The scalar equations of argmin 1/2 <z, D z> - <b, z> + step psi(z), where pieces(tie) = (b, D)."""
-
-    def finish(
-        self, problem: secular.GroupProblem, r: chex.Array, zero: chex.Array
-    ) -> tuple[chex.Array, chex.Array]:
-        """(minimiser, zero groups) from the roots r."""
-        return secular.point(problem, r, zero), zero
+        """The scalar equations of argmin 1/2 <z, D z> - <b, z> + step psi(z), where pieces(arrays, scalars) = (b, D)."""
 
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        return self._minimise(metric * x, metric, step)[0]
+        problem = self._problem(metric * x, metric, step)
+        return secular.point(problem, self._solve(problem))
 
-    def _minimise(self, b: chex.Array, metric: chex.Array, step: chex.Numeric):
-        metric = jnp.asarray(metric, b.dtype)
-        problem = self.secular_problem(lambda tie: (tie(b), tie(metric)), b.shape, step)
-        solution = secular.solve([problem], [None], None, secular.MAX_ITERATIONS)
-        return self.finish(problem, solution.r[0], solution.zero[0])
+    def _problem(self, b: chex.Array, metric: chex.Array, step: chex.Numeric):
+        pieces = (b, jnp.asarray(metric, b.dtype) * jnp.ones_like(b))
+        return self.secular_problem(pieces, (), secular.as_they_are, b.shape, step)
+
+    def _solve(self, problem: secular.GroupProblem) -> secular.Solution:
+        return secular.solve([problem], [None], None, secular.MAX_ITERATIONS)[0]
 
     def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        problem = self.secular_problem(lambda tie: (b, metric), b.shape, step)
-        return jnp.squeeze(secular.start(problem).zero, self.axes(b.ndim))
+        zero = secular.start(self._problem(b, metric, step)).zero
+        return jnp.squeeze(zero, self.axes(b.ndim))
 
     # Structure.
 
@@ -161,10 +162,15 @@ class GroupLasso(GroupNorm):
         return _shrink_groups(x, self._norms(x), step * self.strength * self._weight(x.shape))
 
     def secular_problem(
-        self, pieces: Callable, shape: tuple[int, ...], step: chex.Numeric
+        self,
+        arrays: tuple[chex.Array, ...],
+        scalars: Any,
+        pieces: Callable,
+        shape: tuple[int, ...],
+        step: chex.Numeric,
     ) -> secular.GroupProblem:
         level = step * self.strength * self._weight(shape)
-        return secular.GroupProblem(pieces, self.axes(len(shape)), level)
+        return secular.GroupProblem(arrays, scalars, pieces, self.axes(len(shape)), level)
 
 
 @base.regularizer
@@ -201,14 +207,20 @@ class SparseGroupLasso(GroupNorm):
         return _shrink_groups(x, self._norms(x), step * self.group * self._weight(x.shape))
 
     def secular_problem(
-        self, pieces: Callable, shape: tuple[int, ...], step: chex.Numeric
+        self,
+        arrays: tuple[chex.Array, ...],
+        scalars: Any,
+        pieces: Callable,
+        shape: tuple[int, ...],
+        step: chex.Numeric,
     ) -> secular.GroupProblem:
-        def thresholded(tie: Callable) -> tuple[chex.Array, chex.Array]:
-            b, d = pieces(tie)
-            return _numerics.soft_threshold(b, step * self.l1), d
+        def thresholded(arrays: Any, scalars: Any) -> tuple[chex.Array, chex.Array]:
+            b, d = pieces(arrays, scalars[0])
+            return _numerics.soft_threshold(b, scalars[1]), d
 
         level = step * self.group * self._weight(shape)
-        return secular.GroupProblem(thresholded, self.axes(len(shape)), level)
+        scalars = (scalars, step * self.l1)
+        return secular.GroupProblem(arrays, scalars, thresholded, self.axes(len(shape)), level)
 
 
 @base.regularizer
@@ -263,39 +275,46 @@ class GroupMCP(GroupNorm):
         return jnp.where(step < self.gamma, jnp.where(flat, x, firm), hard)
 
     def secular_problem(
-        self, pieces: Callable, shape: tuple[int, ...], step: chex.Numeric
+        self,
+        arrays: tuple[chex.Array, ...],
+        scalars: Any,
+        pieces: Callable,
+        shape: tuple[int, ...],
+        step: chex.Numeric,
     ) -> secular.GroupProblem:
         level = self._level(shape)
         return secular.GroupProblem(
+            arrays,
+            scalars,
             pieces,
             self.axes(len(shape)),
             step * level,
             kappa=step / self.gamma,
             cap=self.gamma * level,
+            settle=self._settle,
         )
 
-    def finish(
+    def _settle(
         self, problem: secular.GroupProblem, r: chex.Array, zero: chex.Array
     ) -> tuple[chex.Array, chex.Array]:
+        """(zero groups, groups that are best left unshrunk), from the smallest roots r."""
         if problem.cap is None or problem.kappa is None:
             raise TypeError("a problem made by another regularizer")
-        b, d = problem.pieces(lambda x: x)
+        b, d = problem.tied()
         free = b / d
-        norms = self._norms(free)
-        flat = norms >= problem.cap
-        shrunk = secular.point(problem, r, zero)
-        at_cap = r >= problem.cap * (
-            1 - 4 * jnp.finfo(b.dtype).eps
-        )  # r has been through other units
-        shrunk = jnp.where(~zero & at_cap, free, shrunk)
+        mu = problem.level / jnp.where(zero, 1.0, r) - problem.kappa
+        # r has been through other units
+        at_cap = ~zero & (r >= problem.cap * (1 - 4 * jnp.finfo(b.dtype).eps))
+        shrunk = jnp.where(zero, jnp.zeros_like(b), jnp.where(at_cap, free, b / (d + mu)))
 
         # Q(x) - Q(free) = 1/2 sum D (x - free)^2 + w rho(||x||) - w rho(||free||), with w rho from level and kappa.
         gap = 0.5 * jnp.sum(d * jnp.square(shrunk - free), axis=problem.axes, keepdims=True)
         length = jnp.where(zero, 0.0, jnp.minimum(r, problem.cap))
         rho = length * (problem.level - 0.5 * problem.kappa * length)
         rho_flat = 0.5 * problem.level * problem.cap
-        better = flat & (gap + rho > rho_flat)
-        return jnp.where(better, free, shrunk), zero & ~better
+        better = (self._norms(free) >= problem.cap) & (gap + rho > rho_flat)
+        return zero & ~better, at_cap | better
 
     def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        return jnp.squeeze(self._minimise(b, metric, step)[1], self.axes(b.ndim))
+        solution = self._solve(self._problem(b, metric, step))
+        return jnp.squeeze(solution.zero, self.axes(b.ndim))

@@ -42,8 +42,9 @@ def choose(solver: Solver | None, psi: Regularizer, path: str, *, scalar_metric:
                 "use solver=None, ProximalGradient or AcceleratedProximalGradient."
             )
         return solver
+    # With one D for all, the scalar equation of a convex group norm is solved by its start.
+    if isinstance(psi, GroupNorm) and (psi.convex or not scalar_metric):
+        return Newton()
     if scalar_metric or psi.closed_form:
         return ClosedForm()
-    if isinstance(psi, GroupNorm):
-        return Newton()
     return DouglasRachford() if psi.convex else AcceleratedProximalGradient()

@@ -7,7 +7,7 @@ from typing import ClassVar
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, _validation, secular
+from ramda_jax import _numerics, _validation, first_order, secular
 from ramda_jax.regularizers.base import Regularizer
 from ramda_jax.regularizers.group import GroupNorm
 from ramda_jax.solvers import base
@@ -62,26 +62,31 @@ class Newton(base.Solver):
             else:
                 solutions[i] = ClosedForm().solve_one(problem, warm[i])
 
-        found = secular.solve(
+        solve = secular.solve
+        if any(problem.resident for problem in problems):  # a block already
+            solve = secular.solve_together
+        found = solve(
             [group for _, _, group in grouped],
             [warm[i] if psi.convex else None for i, psi, _ in grouped],
             self.tolerance,
             self.max_iterations,
         )
-        for k, (i, psi, group) in enumerate(grouped):
-            x, zero = psi.finish(group, found.r[k], found.zero[k])
-            r = jnp.where(zero, 0.0, found.r[k])
-            residual = _numerics.norm(found.residual[k])
-            solutions[i] = base.LeafSolution(x, r, found.iterations, residual)
+        for (i, _, group), solution in zip(grouped, found, strict=True):
+            x, residual = secular.point(group, solution), _numerics.norm(solution.residual)
+            solutions[i] = base.LeafSolution(x, solution.r, solution.iterations, residual)
         return [solutions[i] for i in range(len(problems))]
 
 
 def _group_problem(problem: base.LeafProblem, psi: GroupNorm) -> secular.GroupProblem:
-    def pieces(tie):
-        smooth = problem.smooth(tie)
+    arrays = (*problem.arrays, problem.start)
+
+    def pieces(arrays, scalars):
+        smooth = first_order.Quadratic(*problem.pieces(arrays[:-1], arrays[-1], scalars))
         return smooth.at_zero(), smooth.d
 
-    if problem.resident:
-        kept = pieces(lambda x: x)
-        return psi.secular_problem(lambda tie: kept, problem.start.shape, problem.weight)
-    return psi.secular_problem(pieces, problem.start.shape, problem.weight)
+    shape = problem.start.shape
+    if problem.resident:  # few enough to be kept
+        kept = pieces(arrays, problem.scalars)
+        group = psi.secular_problem(kept, (), secular.as_they_are, shape, problem.weight)
+        return group._replace(resident=True)
+    return psi.secular_problem(arrays, problem.scalars, pieces, shape, problem.weight)
