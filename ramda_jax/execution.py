@@ -57,13 +57,11 @@ class Scalars(NamedTuple):
     """The 0-d arrays of one step, in the dtype of scalars.
 
     Attributes:
-      count: steps done, int32.
       accumulate, pieces: those which the functions of these names take.
       weight: w.
       averaging: c_t, or None where W^t = What_t.
     """
 
-    count: chex.Array
     accumulate: tuple[chex.Array, ...]
     pieces: tuple[chex.Array, ...]
     weight: chex.Array
@@ -98,9 +96,7 @@ def run(
         mine = tuple(solver for solver in solvers if solver is not None)
         done = _target.select(
             functools.partial(_step, method, mine),
-            {
-                "tpu": functools.partial(_in_kernels, method, mine),
-            },
+            {"tpu": functools.partial(_in_kernels, method, mine)},
             tuple(leaves[i] for i in chosen),
             scalars,
         )
@@ -193,7 +189,8 @@ def _kernel_block(solver: Solver, leaf: Leaf) -> int | None:
     if leaf.grad is None or leaf.psi is None or not solver.separable:
         return None
     shape, dtype = leaf.param.shape, leaf.arrays[0].dtype
-    return kernel.block_length(shape, leaf.psi.separable_axis(shape), dtype)
+    narrowest = min(leaf.param.dtype.itemsize, leaf.grad.dtype.itemsize)
+    return kernel.block_length(shape, leaf.psi.separable_axis(shape), dtype, narrowest)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -20,8 +20,17 @@ BLOCK_SIZE = 131_072
 _TILE = (8, 128)
 
 
-def block_length(shape: tuple[int, ...], axis: int | None, dtype: Any) -> int | None:
-    """How many indices along `axis` a block has: a divisor of what there are; None: the kernel cannot take the array."""
+def block_length(
+    shape: tuple[int, ...], axis: int | None, dtype: Any, narrowest: int = 4
+) -> int | None:
+    """How many indices along `axis` a block has: a divisor of what there are; None: the kernel cannot take the array.
+
+    Args:
+      shape: of the array.
+      axis: along which its parts are independent; None: there is none.
+      dtype: of the accumulators.
+      narrowest: bytes of the narrowest entry that the kernel reads or writes: tiles of narrow ones are taller.
+    """
     if axis is None or len(shape) < 2 or dtype != jnp.float32:
         return None
     number = shape[axis]
@@ -30,6 +39,8 @@ def block_length(shape: tuple[int, ...], axis: int | None, dtype: Any) -> int | 
         if k != axis:
             per_index *= _padded(n, k - len(shape))
     tile = _TILE[axis - len(shape)] if axis >= len(shape) - 2 else 1
+    if axis == len(shape) - 2:
+        tile *= 4 // narrowest
     fitting = [
         length
         for length in range(1, number + 1)

@@ -126,11 +126,7 @@ def proximal_transformation(
             return updates, new_state
         subproblem = model.subproblem(model_state, state.count)
         scalars = execution.Scalars(
-            state.count,
-            accumulate,
-            subproblem.scalars,
-            subproblem.weight,
-            model.averaging(state.count),
+            accumulate, subproblem.scalars, subproblem.weight, model.averaging(state.count)
         )
         names = model_state.accumulators
         accumulators = [getattr(model_state, name) for name in names]
@@ -327,7 +323,7 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
         jax.tree.structure(owned),
         [p for p, slot in zip(parts, slots, strict=True) if not is_hidden(slot)],
     )
-    scalars = execution.Scalars(state.count, (), subproblem.scalars, subproblem.weight, None)
+    scalars = execution.Scalars((), subproblem.scalars, subproblem.weight, None)
     functions = (None, subproblem.pieces)
     solution, _, _ = _run(functions, accumulators, None, current, scalars, state.solver)
     remaining = iter(jax.tree.leaves(solution))

@@ -68,6 +68,8 @@ def test_kernel_takes_the_same_steps(name, psi, monkeypatch):
 def test_blocks_divide_the_array_fit_the_memory_and_keep_to_tiles():
     assert kernel.block_length((3, 3, 512, 512), 2, jnp.float32) == 16
     assert kernel.block_length((512, 10), 0, jnp.float32) == 512
+    assert kernel.block_length((24, 2**13), 0, jnp.float32) == 8
+    assert kernel.block_length((24, 2**13), 0, jnp.float32, narrowest=2) is None
     assert kernel.block_length((3, 3, 3, 64), 2, jnp.float32) == 3  # the whole axis needs no tile
     assert kernel.block_length((64, 4096), 1, jnp.float32) == 2048
     assert kernel.block_length((1009, 512), 0, jnp.float32) is None  # a prime number of groups
@@ -103,7 +105,10 @@ for name, tx in {
     "prox_sgd": rj.prox_sgd(0.1, rj.GroupLasso(1e-3)),
     "prox_adamw": rj.prox_adamw(1e-3, rj.GroupLasso(1e-3)),
     "prox_ssi": rj.prox_ssi(1e-3, rj.GroupLasso(1e-3)),
+    "bfloat16": rj.ramda(0.01, rj.GroupLasso(1e-3)),
 }.items():
+    dtype = jax.numpy.bfloat16 if name == "bfloat16" else np.float32
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
