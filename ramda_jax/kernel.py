@@ -110,14 +110,22 @@ def call(
         residual_ref[0, i] = residual
 
     whole = pl.BlockSpec(memory_space=pltpu.SMEM)
-    table = lambda dtype: jax.ShapeDtypeStruct((1, blocks), dtype)
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in mine]
+
+    def like(shape: tuple[int, ...], dtype: Any) -> Any:
+        """Abstract; inside `shard_map` it varies over the devices over which any of the inputs does."""
+        mixed = lambda *xs: sum(jnp.sum(x).astype(dtype) for x in xs) * jnp.ones(shape, dtype)
+        return jax.eval_shape(mixed, *mine, *others, *numbers)
+
     *new, moved, iterations, residual = pl.pallas_call(
         kernel,
         grid=(blocks,),
         in_specs=[whole, *map(spec, mine), *map(spec, others)],
         out_specs=[*map(spec, mine), spec(out), whole, whole],
-        out_shape=[*like, out, table(jnp.int32), table(jnp.float32)],
+        out_shape=[
+            *(like(x.shape, x.dtype) for x in (*mine, out)),
+            like((1, blocks), jnp.int32),
+            like((1, blocks), jnp.float32),
+        ],
         input_output_aliases={k + 1: k for k in range(len(mine))},
         interpret=interpret,
     )(jnp.stack([x.astype(jnp.float32) for x in numbers])[None], *mine, *others)

@@ -291,8 +291,15 @@ def _in_blocks(
 
     abstract = jax.eval_shape(block, jnp.zeros([], jnp.int32))
     full = lambda y: tuple(number if a == axis else n for a, n in enumerate(y.shape))
-    empty = jax.tree.map(lambda y: jnp.zeros(full(y), y.dtype), abstract)
+    never = _never((problem.arrays, problem.scalars, problem.level, warm))
+    empty = jax.tree.map(lambda y: jnp.full(full(y), never.astype(y.dtype)), abstract)
     return jax.lax.fori_loop(0, -(-number // length), body, empty)
+
+
+def _never(tree: Any) -> chex.Array:
+    """False, but inside `shard_map` of a type that varies over the devices over which any of these arrays does."""
+    firsts = [jnp.max(jnp.ravel(x)[:1], initial=-jnp.inf) for x in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_or, [x > jnp.inf for x in firsts])
 
 
 def as_they_are(arrays: tuple[chex.Array, ...], scalars: Any) -> tuple[chex.Array, ...]:

@@ -138,3 +138,28 @@ def test_temporaries_are_less_than_half_the_parameters(name, psi, monkeypatch):
     shapes |= {f"dense{i}": {"kernel": (199, 301)} for i in range(4)}
     params = jax.tree.map(jnp.ones, shapes, is_leaf=lambda s: isinstance(s, tuple))
     assert temporary_memory(METHODS[name](psi), params) <= 0.5
+
+
+def test_blocks_work_inside_shard_map(monkeypatch):
+    monkeypatch.setattr(secular, "BLOCK_SIZES", BLOCK_SIZES)
+    jax.clear_caches()
+    params, tx = normal(0), rj.ramda(0.1, rj.GroupLasso(0.02))
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=kinds, devices=jax.devices()[:2])
+
+    def update(grads, params):
+        mean = jax.tree.map(lambda g: jax.lax.pmean(g, "data"), grads)
+        local = jax.tree.map(lambda g: g * (1 + jax.lax.axis_index("data")), grads)
+        same = tx.update(mean, tx.init(params), params)[0]
+        own = tx.update(local, tx.init(params), params)[0]
+        return same, jax.tree.map(lambda x: x[None], own)
+
+    one, two = PartitionSpec(), PartitionSpec("data")
+    specs = (jax.tree.map(lambda _: one, params), jax.tree.map(lambda _: two, params))
+    run = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=(one, one), out_specs=specs))
+    same, own = run(normal(1), params)
+    expected = jax.jit(tx.update)(normal(1), tx.init(params), params)[0]
+    for a, b, c in zip(*map(jax.tree.leaves, (same, own, expected)), strict=True):
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(b[0], c, rtol=1e-5, atol=1e-6)
+    jax.clear_caches()
