@@ -100,7 +100,7 @@ class TrainingStep:
 
         def step(params: Any, state: Any, rest: Any, images: Any, labels: Any) -> Any:
             def loss(params: Any) -> Any:
-                model = nnx.merge(graph, params, rest)
+                model = nnx.merge(graph, params, rest, copy=True)
                 value = task.loss(model, images, labels)
                 return value, nnx.state(model, nnx.Not(nnx.Param))
 
