@@ -155,12 +155,17 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _by_path(state: TrainState) -> dict[str, jax.Array]:
-    """The arrays by their paths, keys as the numbers behind them: what any reader can open."""
+    """The arrays by their paths, keys as the numbers behind them: what any reader can open.
+
+    Arrays without elements (a solver's slots for what it does not solve) hold nothing to save, and
+    Orbax saves none.
+    """
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.size
     }
 
 
@@ -168,6 +173,8 @@ def _from_path(pattern: TrainState, arrays: Mapping[str, jax.Array]) -> TrainSta
     """The inverse of `_by_path`."""
 
     def leaf(path: Any, like: Any) -> Any:
+        if not like.size:
+            return like
         array = arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
         return jax.random.wrap_key_data(array) if _is_key(like) else array
 
