@@ -13,6 +13,7 @@ from ramda_jax.metrics import (
     weighted_group_sparsity,
 )
 from ramda_jax.models import prox_adamw, prox_sgd, prox_ssi, ramda, rmda
+from ramda_jax.placement import Placement
 from ramda_jax.regularizers import (
     L0,
     L1,
@@ -27,6 +28,7 @@ from ramda_jax.regularizers import (
     SparseGroupLasso,
 )
 from ramda_jax.schedules import final_momentum_schedule, multistep
+from ramda_jax.sharding import state_sharding
 from ramda_jax.solvers import (
     AcceleratedProximalGradient,
     DouglasRachford,
@@ -52,6 +54,7 @@ __all__ = [
     "LTwoThirds",
     "Newton",
     "NuclearNorm",
+    "Placement",
     "ProximalGradient",
     "ProximalState",
     "Regularizer",
@@ -71,6 +74,7 @@ __all__ = [
     "ramda",
     "rmda",
     "solver_stats",
+    "state_sharding",
     "structured_params",
     "summary",
     "weighted_group_sparsity",

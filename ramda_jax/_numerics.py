@@ -1,5 +1,6 @@
 """Small numerical helpers shared by the models and the solvers."""
 
+import functools
 from typing import Any
 
 import chex
@@ -64,6 +65,15 @@ def compensated_add(
     corrected = increment + error
     new_total = total + corrected
     return new_total, corrected - (new_total - total)
+
+
+def never(tree: Any) -> chex.Array:
+    """False, but inside `shard_map` of a type that varies over the devices over which any of these arrays does.
+
+    What a loop carries must be of such a type from the start.
+    """
+    firsts = [jnp.max(jnp.ravel(x)[:1], initial=-jnp.inf) for x in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_or, [x > jnp.inf for x in firsts])
 
 
 def as_number(x: Any) -> Any:

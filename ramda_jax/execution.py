@@ -1,12 +1,13 @@
 """How a step runs over the arrays: accumulate, solve, move.
 
-The step of one array, or of any part of it that is made of whole groups, is `_step`. All but the solve is elementwise.
+The step of one array, or of any part of it that is made of whole groups, is `step`. All but the solve is elementwise.
 It is run on all leaves together, or, on a TPU that holds whole arrays, on blocks of each leaf in a kernel, which reads
 every array once and writes it once. (On a CPU it is the solve that goes block by block: see `secular`.)
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from ramda_jax import _target, kernel
 from ramda_jax.model import Accumulate
 from ramda_jax.regularizers import Regularizer
-from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver
+from ramda_jax.solvers.base import LeafProblem, LeafSolution, Pieces, Solver, Span
 
 
 class Leaf(NamedTuple):
@@ -90,12 +91,12 @@ def run(
     results: dict[int, Result] = {}
     for i, (solver, leaf) in enumerate(zip(solvers, leaves, strict=True)):
         if solver is None:
-            (results[i],) = _step(method, (solver,), (leaf,), scalars)
+            (results[i],) = step(method, (solver,), (leaf,), scalars)
     chosen = [i for i, solver in enumerate(solvers) if solver is not None]
     if chosen:
         mine = tuple(solver for solver in solvers if solver is not None)
         done = _target.select(
-            functools.partial(_step, method, mine),
+            functools.partial(step, method, mine),
             {"tpu": functools.partial(_in_kernels, method, mine)},
             tuple(leaves[i] for i in chosen),
             scalars,
@@ -104,42 +105,50 @@ def run(
     return tuple(results[i] for i in range(len(leaves)))
 
 
-def _step(
+def step(
     method: Method,
-    solvers: tuple[Solver | None, ...],
-    leaves: tuple[Leaf, ...],
+    solvers: Sequence[Solver | None],
+    leaves: Sequence[Leaf],
     scalars: Scalars,
     resident: bool = False,
+    spans: Sequence[Span | None] | None = None,
 ) -> list[Result]:
-    """The step itself, of all leaves together."""
-    arrays, problems = [], []
-    for leaf in leaves:
-        dtype = leaf.arrays[0].dtype
-        cast = lambda tree, dtype=dtype: jax.tree.map(lambda s: s.astype(dtype), tree)
-        new = leaf.arrays
-        if leaf.grad is not None and method.accumulate is not None:
-            new = method.accumulate(new, cast(leaf.grad), cast(scalars.accumulate))
-        arrays.append(new)
-        problems.append(
-            LeafProblem(
-                new,
-                cast(scalars.pieces),
-                method.pieces,
-                cast(scalars.weight),
-                cast(leaf.psi),
-                cast(leaf.param),
-                resident,
-            )
-        )
-    solutions = _solve(solvers, problems, leaves)
-    return [
-        Result(new, _move(s.x, p.start, leaf, scalars), s.warm, s.iterations, s.residual)
-        for new, s, p, leaf in zip(arrays, solutions, problems, leaves, strict=True)
+    """The step itself, of all leaves together; `resident` and `spans` as in `LeafProblem`."""
+    problems = [
+        prepare(method, leaf, scalars, resident, span)
+        for leaf, span in zip(leaves, spans or [None] * len(leaves), strict=True)
     ]
+    solutions = _solve(solvers, problems, leaves)
+    triples = zip(problems, solutions, leaves, strict=True)
+    return [finish(problem, solution, leaf, scalars) for problem, solution, leaf in triples]
+
+
+def prepare(
+    method: Method,
+    leaf: Leaf,
+    scalars: Scalars,
+    resident: bool = False,
+    span: Span | None = None,
+) -> LeafProblem:
+    """The subproblem of a leaf, whose arrays are the accumulators after its gradient."""
+    dtype = leaf.arrays[0].dtype
+    cast = lambda tree: jax.tree.map(lambda s: s.astype(dtype), tree)
+    arrays = leaf.arrays
+    if leaf.grad is not None and method.accumulate is not None:
+        arrays = method.accumulate(arrays, cast(leaf.grad), cast(scalars.accumulate))
+    start, weight, psi = cast(leaf.param), cast(scalars.weight), cast(leaf.psi)
+    pieces = cast(scalars.pieces)
+    return LeafProblem(arrays, pieces, method.pieces, weight, psi, start, resident, span)
+
+
+def finish(problem: LeafProblem, solution: LeafSolution, leaf: Leaf, scalars: Scalars) -> Result:
+    """What a leaf's solution does to it."""
+    moved = _move(solution.x, problem.start, leaf, scalars)
+    return Result(problem.arrays, moved, *solution[1:])
 
 
 def _solve(
-    solvers: tuple[Solver | None, ...], problems: list[LeafProblem], leaves: tuple[Leaf, ...]
+    solvers: Sequence[Solver | None], problems: Sequence[LeafProblem], leaves: Sequence[Leaf]
 ) -> list[LeafSolution]:
     """The solution of every leaf; those with the same solver are solved together."""
     solved: dict[int, LeafSolution] = {}
@@ -180,7 +189,7 @@ def _in_kernels(
     rest = [i for i in range(len(leaves)) if i not in results]
     if rest:
         left = tuple(leaves[i] for i in rest)
-        done = _step(method, tuple(solvers[i] for i in rest), left, scalars)
+        done = step(method, tuple(solvers[i] for i in rest), left, scalars)
         results |= dict(zip(rest, done, strict=True))
     return [results[i] for i in range(len(leaves))]
 
@@ -190,7 +199,14 @@ def _kernel_block(solver: Solver, leaf: Leaf) -> int | None:
         return None
     shape, dtype = leaf.param.shape, leaf.arrays[0].dtype
     narrowest = min(leaf.param.dtype.itemsize, leaf.grad.dtype.itemsize)
-    return kernel.block_length(shape, leaf.psi.separable_axis(shape), dtype, narrowest)
+    return kernel.block_length(shape, _kernel_axis(leaf), dtype, narrowest)
+
+
+def _kernel_axis(leaf: Leaf) -> int | None:
+    """The longest axis that separates groups."""
+    shape = leaf.param.shape
+    axes = () if leaf.psi is None else leaf.psi.separable_axes(shape)
+    return max(axes, key=shape.__getitem__, default=None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -203,17 +219,17 @@ def _in_kernel(
 ) -> Result:
     """The step of one leaf in one kernel, blocks of `length` along the axis that separates its groups."""
     shape = leaf.param.shape
-    axis: Any = leaf.psi.separable_axis(shape)  # type: ignore[union-attr]
+    axis: Any = _kernel_axis(leaf)
     has_warm = leaf.warm.ndim == len(shape)
     fixed = _unchanged(method, leaf, scalars)
 
-    def step(updated: Any, read: Any, numbers: Any) -> tuple[Any, ...]:
+    def of_block(updated: Any, read: Any, numbers: Any) -> tuple[Any, ...]:
         changed, warm = updated
         kept, grad, param = read
         psi, shared = numbers
         arrays = _with(changed, kept, fixed)
         part = Leaf(arrays, grad, param, warm if has_warm else leaf.warm, psi)
-        (done,) = _step(method, (solver,), (part,), shared, resident=True)
+        (done,) = step(method, (solver,), (part,), shared, resident=True)
         new = (_without(done.arrays, fixed), done.warm if has_warm else ())
         return new, done.out, done.iterations, done.residual
 
@@ -222,7 +238,7 @@ def _in_kernel(
     updated = (_without(leaf.arrays, fixed), leaf.warm if has_warm else ())
     read = (kept, leaf.grad, leaf.param)
     (arrays, warm), moved, iterations, residual = kernel.call(
-        step, updated, read, (leaf.psi, scalars), out, axis, length
+        of_block, updated, read, (leaf.psi, scalars), out, axis, length
     )
     return Result(
         _with(arrays, leaf.arrays, fixed),

@@ -124,11 +124,12 @@ def minimise(
         penalty = jnp.where(rejected, c.penalty, penalty)
         return _Carry(count, z, y, speed, penalty, objective, residual, done)
 
-    one = jnp.ones_like(scale)
+    no = scale < 0
+    one = jnp.where(no, scale, 1.0)
     penalty = weight * psi.value(start)
     objective = smooth.value(start) + penalty
-    count, done = jnp.zeros([], jnp.int32), jnp.asarray(False)
-    first = _Carry(count, start, start, one, penalty, objective, jnp.inf * one, done)
+    count = jnp.zeros([], jnp.int32)
+    first = _Carry(count, start, start, one, penalty, objective, jnp.inf * one, no)
     last = jax.lax.while_loop(unfinished, iterate, first)
     return Result(last.z, last.residual, last.count)
 

@@ -33,8 +33,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ramda_jax import _target
+from ramda_jax import _numerics, _target
 
 # Entries of a block on a CPU. b and D are made in larger blocks, because XLA spreads such work over threads and this pays
 # only for large pieces; they are solved in smaller ones, of which a few arrays fit a second-level cache.
@@ -57,6 +58,7 @@ class GroupProblem(NamedTuple):
       kappa, cap: None, or GroupMCP's curvature and the norm above which it is flat; 0-d.
       settle: None, or (problem, r, zero) -> (zero, flat), which has the last word: groups where `flat` take b / D.
       resident: whether b and D are few enough to be kept.
+      names: the mesh axes over which every group is spread, each device having a part of it; inside `shard_map`.
     """
 
     arrays: tuple[chex.Array, ...]
@@ -68,6 +70,7 @@ class GroupProblem(NamedTuple):
     cap: chex.Array | None = None
     settle: Callable | None = None
     resident: bool = False
+    names: tuple[str, ...] = ()
 
     def tied(self, tie: Callable = lambda x: x) -> tuple[chex.Array, chex.Array]:
         """(b, D), `tie` applied to every array before use, unless they are resident."""
@@ -111,19 +114,47 @@ def _sum(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     return jnp.sum(x, axis=axes, keepdims=True)
 
 
+def _over_devices(sums: list[chex.Array], names: tuple[str, ...]) -> list[chex.Array]:
+    """The sums of every array over the devices that share groups: one collective for all of them."""
+    if not names:
+        return sums
+    dtype = jnp.result_type(*sums)
+    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in sums])
+    pieces = jnp.split(jax.lax.psum(flat, names), np.cumsum([x.size for x in sums])[:-1])
+    return [y.reshape(x.shape).astype(x.dtype) for y, x in zip(pieces, sums, strict=True)]
+
+
+def total(problem: GroupProblem, x: chex.Array) -> chex.Array:
+    """The sum of x over each group, in the keepdims layout."""
+    return _over_devices([_sum(x, problem.axes)], problem.names)[0]
+
+
+def norms(problem: GroupProblem, x: chex.Array) -> chex.Array:
+    """||x_g|| in the keepdims layout, scaled by the largest entry, so that no square leaves the float range."""
+    largest = _largest(problem, x)
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    return unit * jnp.sqrt(total(problem, jnp.square(x / unit)))
+
+
+def _largest(problem: GroupProblem, x: chex.Array) -> chex.Array:
+    largest = jnp.max(jnp.abs(x), axis=problem.axes, keepdims=True, initial=0.0)
+    return jax.lax.pmax(largest, problem.names) if problem.names else largest
+
+
 def start(problem: GroupProblem) -> Start:
     """Screening and the free start."""
     b, d = problem.tied()
     axes = problem.axes
-    largest = jnp.max(jnp.abs(b), axis=axes, keepdims=True, initial=0.0)
+    largest = _largest(problem, b)
     tiny = jnp.finfo(b.dtype).tiny
     unit = jnp.where(largest >= tiny, jnp.minimum(largest, 1 / tiny), 1.0)  # 1 / unit is normal
     scaled = b * (1 / unit)
     squares = scaled * scaled
-    norm2 = _sum(squares, axes)
+    sums = [_sum(squares, axes), _sum(d * squares, axes)]
+    norm2, curvature = _over_devices(sums, problem.names)
     level, norm = problem.level / unit, jnp.sqrt(norm2)
     zero = norm <= level  # False for a NaN: it must not vanish into a zero group
-    curvature = jnp.where(zero, 1.0, _sum(d * squares, axes))
+    curvature = jnp.where(zero, 1.0, curvature)
     return Start(zero, norm, (norm - level) * (norm2 / curvature), unit)
 
 
@@ -135,13 +166,13 @@ def _after(r: chex.Array) -> Callable:
     return lambda x: jax.lax.optimization_barrier((x, r))[0]
 
 
-def _evaluate(b, d, level, r, axes) -> tuple[chex.Array, chex.Array]:
-    """(phi(r), a): in terms of x(r) / r, whose squares are near 1 whatever the units of r."""
+def _sums(problem: GroupProblem, begin: Start, r: chex.Array) -> list[chex.Array]:
+    """[phi(r)^2, a phi(r)^2 / r]: in terms of x(r) / r, whose squares are near 1 whatever the units of r."""
+    b, d, level = _scaled(problem, begin, _after(r))
     q = 1 / (d * r + level)
     y = b * q
     yy = y * y
-    phi2 = _sum(yy, axes)
-    return jnp.sqrt(phi2), r * _sum(yy * (d * q), axes) / phi2
+    return [_sum(yy, problem.axes), _sum(yy * (d * q), problem.axes)]
 
 
 def _scaled(problem: GroupProblem, begin: Start, tie: Callable) -> tuple[chex.Array, ...]:
@@ -193,7 +224,7 @@ def solve_together(
     tolerance: float | None,
     max_iterations: int,
 ) -> list[Solution]:
-    """`solve`, all arrays in one loop."""
+    """`solve`, all arrays in one loop; the groups of all are spread over the same devices, if over any."""
     begins = [start(p) for p in problems]
     tolerances = [
         (1e-13 if s.r.dtype == jnp.float64 else 1e-6) if tolerance is None else tolerance
@@ -223,9 +254,13 @@ def solve_together(
 
     def update(carry):
         count, rs, errors = carry
+        parts = [x for three in zip(problems, begins, rs, strict=True) for x in _sums(*three)]
+        sums = _over_devices(parts, problems[0].names)
         new = [
-            _newton_step(p, s, r, e, tol)
-            for p, s, r, e, tol in zip(problems, begins, rs, errors, tolerances, strict=True)
+            _newton_step(p, s, r, e, tol, sums[2 * k], sums[2 * k + 1])
+            for k, (p, s, r, e, tol) in enumerate(
+                zip(problems, begins, rs, errors, tolerances, strict=True)
+            )
         ]
         return count + 1, tuple(r for r, _ in new), tuple(e for _, e in new)
 
@@ -291,15 +326,9 @@ def _in_blocks(
 
     abstract = jax.eval_shape(block, jnp.zeros([], jnp.int32))
     full = lambda y: tuple(number if a == axis else n for a, n in enumerate(y.shape))
-    never = _never((problem.arrays, problem.scalars, problem.level, warm))
+    never = _numerics.never((problem.arrays, problem.scalars, problem.level, warm))
     empty = jax.tree.map(lambda y: jnp.full(full(y), never.astype(y.dtype)), abstract)
     return jax.lax.fori_loop(0, -(-number // length), body, empty)
-
-
-def _never(tree: Any) -> chex.Array:
-    """False, but inside `shard_map` of a type that varies over the devices over which any of these arrays does."""
-    firsts = [jnp.max(jnp.ravel(x)[:1], initial=-jnp.inf) for x in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.logical_or, [x > jnp.inf for x in firsts])
 
 
 def as_they_are(arrays: tuple[chex.Array, ...], scalars: Any) -> tuple[chex.Array, ...]:
@@ -332,11 +361,16 @@ def _settle_beyond_cap(
 
 
 def _newton_step(
-    problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, tolerance: float
+    problem: GroupProblem,
+    begin: Start,
+    r: chex.Array,
+    error: chex.Array,
+    tolerance: float,
+    phi2: chex.Array,
+    slope_sum: chex.Array,
 ) -> tuple[chex.Array, chex.Array]:
-    """One update of every group of one array: (new r, bound on |1 - phi| there)."""
-    b, d, level = _scaled(problem, begin, _after(r))
-    phi, slope = _evaluate(b, d, level, r, problem.axes)
+    """One update of every group of one array, from `_sums` at r: (new r, bound on |1 - phi| there)."""
+    phi, slope = jnp.sqrt(phi2), r * slope_sum / phi2
     here = jnp.abs(phi - 1)
     target = r + r * ((phi - 1) / slope)
     if problem.cap is None:

@@ -123,10 +123,10 @@ def minimise(
 
     m = start + dual / sigma
     m = m - inverse * (smooth.d * start - b + dual)  # the minimiser in x, which costs no prox
-    infinite = jnp.full_like(scale, jnp.inf)
-    no = jnp.asarray(False)
+    no = scale < 0
+    infinite = jnp.where(no, scale, jnp.inf)
     point = _Point(start, infinite, start, start, infinite, infinite, no)
-    carry = _Carry(jnp.zeros([], jnp.int32), m, point, _empty(start), no)
+    carry = _Carry(jnp.zeros([], jnp.int32), m, point, _empty(start, no), no)
     last = jax.lax.while_loop(unfinished, iterate, carry)
     z, s = last.point.z, -(smooth.d + sigma) * last.point.change
     found = Result(z, s - (smooth.d * z - b), last.point.residual, last.count)
@@ -161,9 +161,10 @@ def _metric(
     return jnp.clip(sigma, jnp.minimum(least, largest), largest)
 
 
-def _empty(like: chex.Array) -> _History:
-    rows = jnp.stack([jnp.zeros_like(like)] * _MEMORY)
-    gram = jnp.zeros((_MEMORY, _MEMORY), like.dtype)
+def _empty(like: chex.Array, no: chex.Array) -> _History:
+    """`no`: False, of the type of what the loop carries (it may vary over devices)."""
+    rows = jnp.stack([jnp.where(no, like, 0.0)] * _MEMORY)
+    gram = jnp.where(no, jnp.ones((_MEMORY, _MEMORY), like.dtype), 0.0)
     return _History(rows, rows, gram, jnp.zeros([], jnp.int32))
 
 

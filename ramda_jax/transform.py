@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from ramda_jax import _numerics, assignment, execution, solvers
+from ramda_jax.layout import Layout, layout_of
 from ramda_jax.model import Accumulate, Model
+from ramda_jax.placement import Placement
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers.base import Pieces
 
@@ -40,12 +42,20 @@ class Plan:
     """What is regularized and how: the static part of the state, a node without leaves."""
 
     entries: tuple[Entry, ...]
+    placement: Placement | None = None
 
     def with_strengths(self, strengths: chex.Array) -> list[Regularizer]:
         """The regularizers of the entries with these strengths."""
         templates = [entry.psi for entry in self.entries]
         leaves, treedef = jax.tree.flatten(templates)
         return jax.tree.unflatten(treedef, [strengths[i] for i in range(len(leaves))])
+
+    def regularizers(self, number: int) -> list[Regularizer | None]:
+        """Of each of this number of parameters, the strengths replaced by 1."""
+        chosen: list[Regularizer | None] = [None] * number
+        for entry in self.entries:
+            chosen[entry.leaf] = entry.psi
+        return chosen
 
 
 class SolverState(NamedTuple):
@@ -85,33 +95,40 @@ def proximal_transformation(
     regularizer: Any,
     solver: solvers.Solver | None,
     accumulator_dtype: Any,
+    placement: Placement | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of one method.
 
     Args:
       model: how gradients become the subproblem.
-      regularizer, solver, accumulator_dtype: as the user gave them; see `ramda`.
+      regularizer, solver, accumulator_dtype, placement: as the user gave them; see `ramda`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: if `solver` or `regularizer` is of a wrong kind; more when it meets the parameters.
+      ValueError: if `solver`, `regularizer` or `placement` is of a wrong kind; more when it meets the parameters.
     """
-    _check_kinds(regularizer, solver)
+    _check_kinds(regularizer, solver, placement)
 
     def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
         return jax.tree.map(lambda x: _copy(x, accumulator_dtype), tree)
 
+    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[Any]]:
+        return _plan(params, regularizer, solver, model.scalar_metric, placement)
+
     def init(params: chex.ArrayTree) -> ProximalState:
         _register_with_flax()
-        plan, strengths = _plan(params, regularizer, solver, model.scalar_metric)
+        plan, strengths = plan_of(params)
+        layout = _layout(plan, params)
+        model_state = model.init(widen(params))
+        cut = {name: _cut(layout, getattr(model_state, name)) for name in model_state.accumulators}
         state: Any = jnp.zeros(
             (0,)
         )  # a leaf, so that `optax.tree.map_params` finds no parameters in it
         if leaves := jax.tree.leaves(params):
-            state = _init_solver(plan, strengths, leaves, accumulator_dtype)
-        return ProximalState(jnp.zeros([], jnp.int32), model.init(widen(params)), state)
+            state = _init_solver(plan, layout, strengths, leaves, accumulator_dtype)
+        return ProximalState(jnp.zeros([], jnp.int32), model_state._replace(**cut), state)
 
     def update(
         updates: optax.Updates, state: ProximalState, params: Any = None, **extra_args: Any
@@ -119,7 +136,9 @@ def proximal_transformation(
         del extra_args
         if params is None:
             raise ValueError(_NO_PARAMS)
-        plan, strengths = _plan(params, regularizer, solver, model.scalar_metric)
+        plan, strengths = plan_of(params)
+        layout = _layout(plan, params)
+        params, grads = _cut(layout, params), _cut(layout, updates)
         model_state, accumulate = model.begin(state.model, params, state.count)
         new_state = state._replace(count=optax.safe_increment(state.count), model=model_state)
         if not jax.tree.leaves(params):
@@ -130,10 +149,11 @@ def proximal_transformation(
         )
         names = model_state.accumulators
         accumulators = [getattr(model_state, name) for name in names]
+        _check_parts(accumulators[0], params)
         method = (model.accumulate, subproblem.pieces)
         solver_state = state.solver._replace(plan=plan, strengths=_evaluate(strengths, state.count))
         moves, accumulators, solver_state = _run(
-            method, accumulators, updates, params, scalars, solver_state
+            layout, method, accumulators, grads, params, scalars, solver_state
         )
         model_state = model_state._replace(**dict(zip(names, accumulators, strict=True)))
         return moves, new_state._replace(model=model_state, solver=solver_state)
@@ -141,7 +161,9 @@ def proximal_transformation(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_kinds(regularizer: Any, solver: Any) -> None:
+def _check_kinds(regularizer: Any, solver: Any, placement: Any) -> None:
+    if not (placement is None or isinstance(placement, Placement)):
+        raise ValueError(f"placement must be None or a Placement, got {placement!r}.")
     if not (solver is None or isinstance(solver, solvers.Solver)):
         raise ValueError(f"solver must be None or a solver such as Newton(), got {solver!r}.")
     if callable(regularizer) or isinstance(regularizer, (int, float, str, type)):
@@ -164,7 +186,11 @@ def _copy(x: Any, dtype: Any) -> Any:
 
 
 def _plan(
-    params: chex.ArrayTree, regularizer: Any, solver: solvers.Solver | None, scalar_metric: bool
+    params: chex.ArrayTree,
+    regularizer: Any,
+    solver: solvers.Solver | None,
+    scalar_metric: bool,
+    placement: Placement | None,
 ) -> tuple[Plan, list[Any]]:
     """(the plan, the strengths as the user gave them: numbers, arrays, tracers or schedules)."""
     paths, resolved = assignment.resolve(regularizer, params)
@@ -175,18 +201,45 @@ def _plan(
         chosen = solvers.choose(solver, psi, path, scalar_metric=scalar_metric)
         entries.append(Entry(i, path, jax.tree.map(lambda _: 1.0, psi), chosen))
         strengths.extend(jax.tree.leaves(psi))
-    return Plan(tuple(entries)), strengths
+    return Plan(tuple(entries), placement), strengths
+
+
+def _layout(plan: Plan, params: chex.ArrayTree) -> Layout:
+    """How these parameters, and the state that belongs to them, are spread over devices."""
+    paths, leaves, _ = assignment.flatten_with_paths(params)
+    return layout_of(plan.placement, paths, leaves, plan.regularizers(len(leaves)))
+
+
+def _check_parts(accumulator: chex.ArrayTree, params: chex.ArrayTree) -> None:
+    """Raise ValueError if the state was made where it was not in parts, or in others than here."""
+    paths, arrays, _ = assignment.flatten_with_paths(accumulator)
+    for path, x, p in zip(paths, arrays, jax.tree.leaves(params), strict=True):
+        if x.shape != p.shape:
+            raise ValueError(
+                f"the state of {path!r} has shape {x.shape} where {p.shape} was expected: with a Placement "
+                "without a mesh the state is in parts inside shard_map and pmap, and whole outside. Call init where "
+                "update is called, or hand the state over by the specs of state_sharding."
+            )
+
+
+def _cut(layout: Layout, tree: chex.ArrayTree) -> chex.ArrayTree:
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, layout.cut(leaves))
 
 
 def _evaluate(strengths: list[Any], count: chex.Array) -> chex.Array:
     return _stack([_numerics.evaluate(s, count) for s in strengths], _numerics.scalar_dtype())
 
 
-def _init_solver(plan: Plan, strengths: list[Any], leaves: list[Any], dtype: Any) -> SolverState:
-    warm = tuple(
-        e.solver.init(e.psi, leaves[e.leaf], _accumulator(leaves[e.leaf], dtype))
-        for e in plan.entries
-    )
+def _init_solver(
+    plan: Plan, layout: Layout, strengths: list[Any], leaves: list[Any], dtype: Any
+) -> SolverState:
+    starts: list[Any] = [jnp.zeros((0,))] * len(leaves)
+    for e in plan.entries:
+        x = leaves[e.leaf]
+        starts[e.leaf] = e.solver.init(e.psi, x, _accumulator(x, dtype))
+    starts = layout.cut(starts)
+    warm = tuple(starts[e.leaf] for e in plan.entries)
     return SolverState(
         plan,
         _evaluate(strengths, jnp.zeros([], jnp.int32)),
@@ -197,6 +250,7 @@ def _init_solver(plan: Plan, strengths: list[Any], leaves: list[Any], dtype: Any
 
 
 def _run(
+    layout: Layout,
     functions: tuple[Accumulate | None, Pieces],
     accumulators: Sequence[chex.ArrayTree],
     grads: chex.ArrayTree | None,
@@ -204,7 +258,10 @@ def _run(
     scalars: execution.Scalars,
     state: SolverState,
 ) -> tuple[chex.ArrayTree, list[chex.ArrayTree], SolverState]:
-    """One step, or with grads=None the solution of the step before: (updates or solution, accumulators, state)."""
+    """One step, or with grads=None the solution of the step before: (updates or solution, accumulators, state).
+
+    Gradients and parameters are cut already; updates or solution are joined.
+    """
     leaves, treedef = jax.tree.flatten(params)
     arrays = list(zip(*map(jax.tree.leaves, accumulators), strict=True))
     slopes = [None] * len(leaves) if grads is None else jax.tree.leaves(grads)
@@ -218,7 +275,7 @@ def _run(
         inputs[entry.leaf] = inputs[entry.leaf]._replace(psi=psi, warm=warm)
         solver_of[entry.leaf] = entry.solver
     method = execution.Method(*functions)
-    results = execution.run(method, tuple(solver_of), tuple(inputs), scalars)
+    results = layout.run(method, tuple(solver_of), inputs, scalars)
 
     mine = [results[entry.leaf] for entry in state.plan.entries]
     state = state._replace(
@@ -228,7 +285,7 @@ def _run(
     )
     tree = lambda items: jax.tree.unflatten(treedef, items)
     new = [tree([r.arrays[k] for r in results]) for k in range(len(accumulators))]
-    return tree([r.out for r in results]), new, state
+    return tree(layout.join([r.out for r in results])), new, state
 
 
 def _stack(scalars: list[chex.Array], dtype: Any) -> chex.Array:
@@ -246,7 +303,8 @@ def _register_with_flax() -> None:
 # What users read from a state.
 
 
-def _is_ours(x: Any) -> bool:
+def is_state(x: Any) -> bool:
+    """Whether x is the state of one of this library's methods."""
     return isinstance(x, ProximalState)
 
 
@@ -267,7 +325,7 @@ def find_states(opt_state: Any) -> list[ProximalState]:
     Raises:
       ValueError: if there is none.
     """
-    found = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_ours) if _is_ours(s)]
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
     if not found:
         raise ValueError(
             "opt_state holds no state of ramda, rmda, prox_sgd, prox_adamw or prox_ssi."
@@ -325,7 +383,10 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
     )
     scalars = execution.Scalars((), subproblem.scalars, subproblem.weight, None)
     functions = (None, subproblem.pieces)
-    solution, _, _ = _run(functions, accumulators, None, current, scalars, state.solver)
+    layout = _layout(state.solver.plan, current)
+    current = _cut(layout, current)
+    _check_parts(owned, current)
+    solution, _, _ = _run(layout, functions, accumulators, None, current, scalars, state.solver)
     remaining = iter(jax.tree.leaves(solution))
     leaves: list[Any] = []
     for part, slot in zip(parts, slots, strict=True):

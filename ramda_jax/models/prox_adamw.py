@@ -9,6 +9,7 @@ import optax
 
 from ramda_jax import model as base
 from ramda_jax.models import adam
+from ramda_jax.placement import Placement
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
@@ -76,6 +77,7 @@ def prox_adamw(
     amsgrad: bool = False,
     solver: Solver | None = None,
     accumulator_dtype: Any = None,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ProxAdamW (ProxGen with Adam): AdamW whose step minimises over the regularizer, too.
 
@@ -87,7 +89,7 @@ def prox_adamw(
     and so is the residual of `solver_stats` stated.
 
     Args:
-      learning_rate, regularizer, solver, accumulator_dtype: as in `ramda`.
+      learning_rate, regularizer, solver, accumulator_dtype, placement: as in `ramda`.
       b1, b2: decay rates of the moments, in [0, 1).
       eps: > 0, added to the root of the second moment.
       weight_decay: >= 0, decoupled (times the learning rate).
@@ -107,4 +109,4 @@ def prox_adamw(
     Source: Yun, Lozano & Yang, Adaptive proximal gradient methods for structured neural networks, NeurIPS 2021.
     """
     model = ProxAdamW(learning_rate, b1, b2, eps, weight_decay, bool(amsgrad))
-    return proximal_transformation(model, regularizer, solver, accumulator_dtype)
+    return proximal_transformation(model, regularizer, solver, accumulator_dtype, placement)

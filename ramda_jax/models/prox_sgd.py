@@ -9,6 +9,7 @@ import optax
 
 from ramda_jax import _numerics, _validation
 from ramda_jax import model as base
+from ramda_jax.placement import Placement
 from ramda_jax.transform import proximal_transformation
 
 
@@ -63,6 +64,7 @@ def prox_sgd(
     *,
     momentum: Any = 0.1,
     accumulator_dtype: Any = None,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Proximal SGD with momentum.
 
@@ -72,7 +74,7 @@ def prox_sgd(
     It must be the last transformation of a chain. With regularizer=None and momentum=1 this is `optax.sgd`.
 
     Args:
-      learning_rate, regularizer, accumulator_dtype: as in `ramda`.
+      learning_rate, regularizer, accumulator_dtype, placement: as in `ramda`.
       momentum: c in (0, 1], the weight of the newest gradient; 1 = no momentum.
 
     Returns:
@@ -91,5 +93,5 @@ def prox_sgd(
     _validation.check_positive("learning_rate", learning_rate)
     _validation.check_momentum(momentum)
     return proximal_transformation(
-        ProxSgd(learning_rate, momentum), regularizer, None, accumulator_dtype
+        ProxSgd(learning_rate, momentum), regularizer, None, accumulator_dtype, placement
     )

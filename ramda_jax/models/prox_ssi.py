@@ -9,6 +9,7 @@ import optax
 
 from ramda_jax import model as base
 from ramda_jax.models import adam
+from ramda_jax.placement import Placement
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
@@ -76,6 +77,7 @@ def prox_ssi(
     bias_corrected_metric: bool = True,
     solver: Solver | None = None,
     accumulator_dtype: Any = None,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ProxSSI: Adam's step, then weight decay, then the prox in Adam's metric.
 
@@ -88,7 +90,7 @@ def prox_ssi(
     method. It must be the last transformation of a chain. The residual of `solver_stats` is that of the problem above.
 
     Args:
-      learning_rate, regularizer, solver, accumulator_dtype: as in `ramda`.
+      learning_rate, regularizer, solver, accumulator_dtype, placement: as in `ramda`.
       b1, b2: decay rates of the moments, in [0, 1).
       eps: > 0, added to the root of the second moment.
       weight_decay: >= 0, after Adam's step and before the prox (times the learning rate).
@@ -108,4 +110,4 @@ def prox_ssi(
     Source: Deleu & Bengio, Structured sparsity inducing adaptive optimizers for deep learning, arXiv 2102.03869.
     """
     model = ProxSsi(learning_rate, b1, b2, eps, weight_decay, bool(bias_corrected_metric))
-    return proximal_transformation(model, regularizer, solver, accumulator_dtype)
+    return proximal_transformation(model, regularizer, solver, accumulator_dtype, placement)

@@ -9,6 +9,7 @@ import optax
 from ramda_jax import _numerics, _validation
 from ramda_jax import model as base
 from ramda_jax.models import dual_averaging
+from ramda_jax.placement import Placement
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
 
@@ -107,6 +108,7 @@ def ramda(
     restart_steps: tuple[int, ...] = (),
     restart_eps_decay: Any = 0.1,
     accumulator_dtype: Any = None,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RAMDA: dual averaging with an adaptive diagonal metric, momentum, and an exactly solved subproblem.
 
@@ -134,6 +136,7 @@ def ramda(
       restart_eps_decay: > 0; eps is multiplied by it at each restart.
       accumulator_dtype: dtype of V, U, W^0, as a string such as "float32" (a scalar type is callable, and
         `optax.inject_hyperparams` would take it for a schedule); None: the parameter's, but at least float32.
+      placement: how the state and the step are spread over devices (`Placement`); None: as parameters and state are.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes. `update` needs `params`.
@@ -161,4 +164,4 @@ def ramda(
     _validation.check_positive("restart_eps_decay", restart_eps_decay, schedule=False)
     steps = _validation.check_steps("restart_steps", restart_steps)
     model = Ramda(learning_rate, momentum, eps, steps, restart_eps_decay)
-    return proximal_transformation(model, regularizer, solver, accumulator_dtype)
+    return proximal_transformation(model, regularizer, solver, accumulator_dtype, placement)

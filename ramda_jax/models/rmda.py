@@ -10,6 +10,7 @@ import optax
 from ramda_jax import _numerics, _validation
 from ramda_jax import model as base
 from ramda_jax.models import dual_averaging
+from ramda_jax.placement import Placement
 from ramda_jax.transform import proximal_transformation
 
 
@@ -85,6 +86,7 @@ def rmda(
     momentum: Any = 0.1,
     restart_steps: tuple[int, ...] = (),
     accumulator_dtype: Any = None,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMDA: RAMDA's predecessor, with the metric sqrt(t) I.
 
@@ -96,7 +98,7 @@ def rmda(
     One prox per step, no iteration. It must be the last transformation of a chain.
 
     Args:
-      learning_rate, regularizer, restart_steps, accumulator_dtype: as in `ramda`.
+      learning_rate, regularizer, restart_steps, accumulator_dtype, placement: as in `ramda`.
       momentum: c_t in (0, 1].
 
     Returns:
@@ -117,4 +119,4 @@ def rmda(
     _validation.check_momentum(momentum)
     steps = _validation.check_steps("restart_steps", restart_steps)
     model = Rmda(learning_rate, momentum, steps)
-    return proximal_transformation(model, regularizer, None, accumulator_dtype)
+    return proximal_transformation(model, regularizer, None, accumulator_dtype, placement)

@@ -90,12 +90,12 @@ class Regularizer(abc.ABC):
     def num_groups(self, shape: tuple[int, ...]) -> int:
         """How many groups (or singular values) an array of this shape has."""
 
-    def separable_axis(self, shape: tuple[int, ...]) -> int | None:
-        """An axis along which psi is a sum: psi(x) is the sum of its values at the slices of x. None: there is none.
+    def separable_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes along each of which psi is a sum: psi(x) is the sum of its values at the slices of x.
 
         The value at a slice must not depend on how many there are.
         """
-        return None
+        return ()
 
     def zero_groups(self, x: chex.Array) -> chex.Array:
         """Which groups of x are exactly zero; bool, the shape of `group_norms(x)`."""

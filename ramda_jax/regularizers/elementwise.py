@@ -31,8 +31,8 @@ class Elementwise(base.Regularizer):
     def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         return self.weighted_prox(b / metric, metric, step) == 0
 
-    def separable_axis(self, shape: tuple[int, ...]) -> int | None:
-        return max(range(len(shape)), key=shape.__getitem__, default=None)
+    def separable_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(range(len(shape)))
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return base.size(shape)

@@ -43,9 +43,8 @@ class GroupNorm(base.Regularizer):
         kept = self._kept(ndim) if ndim else ()
         return tuple(a for a in range(ndim) if a not in kept)
 
-    def separable_axis(self, shape: tuple[int, ...]) -> int | None:
-        kept = self._kept(len(shape)) if shape else ()
-        return max(kept, key=shape.__getitem__, default=None)
+    def separable_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self._kept(len(shape)) if shape else ()
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return base.size(tuple(shape[a] for a in self._kept(len(shape)))) if shape else 1
@@ -308,11 +307,12 @@ class GroupMCP(GroupNorm):
         shrunk = jnp.where(zero, jnp.zeros_like(b), jnp.where(at_cap, free, b / (d + mu)))
 
         # Q(x) - Q(free) = 1/2 sum D (x - free)^2 + w rho(||x||) - w rho(||free||), with w rho from level and kappa.
-        gap = 0.5 * jnp.sum(d * jnp.square(shrunk - free), axis=problem.axes, keepdims=True)
+        gap = 0.5 * secular.total(problem, d * jnp.square(shrunk - free))
         length = jnp.where(zero, 0.0, jnp.minimum(r, problem.cap))
         rho = length * (problem.level - 0.5 * problem.kappa * length)
         rho_flat = 0.5 * problem.level * problem.cap
-        better = (self._norms(free) >= problem.cap) & (gap + rho > rho_flat)
+        long = secular.norms(problem, free) >= problem.cap
+        better = long & (gap + rho > rho_flat)
         return zero & ~better, at_cap | better
 
     def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:

@@ -16,6 +16,18 @@ Pieces = Callable[
 ]
 
 
+class Span(NamedTuple):
+    """Of an array whose groups lie across devices, each of which has a part of every group.
+
+    Attributes:
+      shape: of an array of whole groups: as many as the device has parts of.
+      names: the mesh axes over which the groups are spread.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+
+
 class LeafProblem(NamedTuple):
     """minimise over X   <v, X> + 1/2 <X - x0, D (X - x0)> + weight psi(X)   for one parameter array, or a block of it.
 
@@ -28,6 +40,7 @@ class LeafProblem(NamedTuple):
       start: W^{t-1}.
       resident: whether the arrays are few enough to stay in a cache: then v, x0 and D are made once and kept; otherwise
         recomputed wherever they are needed, because keeping them would cost parameter-sized temporaries.
+      span: None, or what this device's part of an array is a part of (`Span`).
     """
 
     arrays: tuple[chex.Array, ...]
@@ -37,6 +50,7 @@ class LeafProblem(NamedTuple):
     psi: Regularizer
     start: chex.Array
     resident: bool = False
+    span: Span | None = None
 
     def smooth(self, tie: Callable = lambda x: x) -> first_order.Quadratic:
         """The smooth part; `tie` is applied to every array before use (see `secular.GroupProblem`)."""
@@ -65,10 +79,12 @@ class Solver(abc.ABC):
 
     Attributes:
       separable: whether the solution of a part of an array that psi does not connect with the rest
-        (`Regularizer.separable_axis`) is the same with or without the rest.
+        (`Regularizer.separable_axes`) is the same with or without the rest.
+      spans: whether it can solve for groups that lie across devices (`LeafProblem.span`).
     """
 
     separable: ClassVar[bool] = False
+    spans: ClassVar[bool] = False
 
     @abc.abstractmethod
     def supports(self, psi: Regularizer) -> bool:

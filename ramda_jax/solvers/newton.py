@@ -33,6 +33,7 @@ class Newton(base.Solver):
     """
 
     separable: ClassVar[bool] = True
+    spans: ClassVar[bool] = True
     tolerance: float | None = None
     max_iterations: int = secular.MAX_ITERATIONS
 
@@ -63,8 +64,8 @@ class Newton(base.Solver):
                 solutions[i] = ClosedForm().solve_one(problem, warm[i])
 
         solve = secular.solve
-        if any(problem.resident for problem in problems):  # a block already
-            solve = secular.solve_together
+        if any(problem.resident or problem.span for problem in problems):
+            solve = secular.solve_together  # a block already, or parts of groups
         found = solve(
             [group for _, _, group in grouped],
             [warm[i] if psi.convex else None for i, psi, _ in grouped],
@@ -84,9 +85,10 @@ def _group_problem(problem: base.LeafProblem, psi: GroupNorm) -> secular.GroupPr
         smooth = first_order.Quadratic(*problem.pieces(arrays[:-1], arrays[-1], scalars))
         return smooth.at_zero(), smooth.d
 
-    shape = problem.start.shape
+    shape = problem.start.shape if problem.span is None else problem.span.shape
     if problem.resident:  # few enough to be kept
         kept = pieces(arrays, problem.scalars)
         group = psi.secular_problem(kept, (), secular.as_they_are, shape, problem.weight)
         return group._replace(resident=True)
-    return psi.secular_problem(arrays, problem.scalars, pieces, shape, problem.weight)
+    group = psi.secular_problem(arrays, problem.scalars, pieces, shape, problem.weight)
+    return group if problem.span is None else group._replace(names=problem.span.names)
