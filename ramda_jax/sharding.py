@@ -46,22 +46,36 @@ def state_sharding(
     abstract = jax.eval_shape(tx.init, params)
     states = [s for s in jax.tree.leaves(abstract, is_leaf=is_state) if is_state(s)]
     mesh = mesh or _mesh_of(states, params)
-    whole = NamedSharding(mesh, PartitionSpec())
-    as_params = lambda _, p: NamedSharding(mesh, placement.spec_of(p) or PartitionSpec())
-    others = optax.tree.map_params(
-        tx, as_params, abstract, params, transform_non_params=lambda _: whole
-    )
+    own = _own_layouts(states, params)
+
+    def of(key_path: Any, node: Any) -> Any:
+        if is_state(node):
+            return _shardings(node, mesh, own)
+        return NamedSharding(mesh, placement.spec(_as_a_parameter(key_path, node, own)))
+
+    return jax.tree_util.tree_map_with_path(of, abstract, is_leaf=is_state)
+
+
+def _own_layouts(
+    states: list[ProximalState], params: chex.ArrayTree
+) -> dict[str, tuple[placement.Names, ...]]:
+    """How the parameters lie by themselves, by path."""
     paths, leaves, _ = assignment.flatten_with_paths(params)
-    own = {
-        path: placement.as_layout(placement.spec_of(x), len(x.shape))
-        for path, x in zip(paths, leaves, strict=True)
-    }
-    return jax.tree.map(
-        lambda ours, rest: _shardings(ours, mesh, own) if is_state(ours) else rest,
-        abstract,
-        others,
-        is_leaf=is_state,
-    )
+    told = [p.params for s in states if (p := _placement(s)) is not None and p.params is not None]
+    specs = dict(told[0]) if told else {}
+    chosen = [specs.get(path, placement.spec_of(x)) for path, x in zip(paths, leaves, strict=True)]
+    layouts = [placement.as_layout(c, len(x.shape)) for c, x in zip(chosen, leaves, strict=True)]
+    return dict(zip(paths, layouts, strict=True))
+
+
+def _as_a_parameter(
+    key_path: Any, x: Any, own: dict[str, tuple[placement.Names, ...]]
+) -> tuple[placement.Names, ...]:
+    """How the parameter lies at whose path, and in whose shape, an array of another transformation is."""
+    names = assignment.path_string(key_path).split("/")
+    endings = ("/".join(names[k:]) for k in range(len(names)))
+    found = next((own[ending] for ending in endings if ending in own), ())
+    return found if len(found) == len(x.shape) else ()
 
 
 def _mesh_of(states: list[ProximalState], params: chex.ArrayTree) -> Mesh:
