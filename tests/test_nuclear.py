@@ -116,6 +116,19 @@ def test_thresholding_and_its_value(shape, level, dtype):
     np.testing.assert_allclose(psi, reg.value(expected), atol=LIMITS[dtype] * size * min(shape))
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_thresholding_whatever_the_number_of_singular_values_above_the_level(dtype):
+    x = np.random.default_rng(2).standard_normal((40, 24))
+    s = np.linalg.svd(x, compute_uv=False)
+    reg = reference.NuclearNorm(1.0)
+    for kept, level in enumerate([s[0] + 1, *(s[:-1] + s[1:]) / 2, s[-1] / 2]):
+        z, psi = threshold(rj.NuclearNorm(1.0), jnp.asarray(x, dtype), level)
+        expected = reg.prox(x, level)
+        assert np.linalg.matrix_rank(expected) == kept
+        np.testing.assert_allclose(z, expected, atol=10 * LIMITS[dtype])
+        np.testing.assert_allclose(psi, reg.value(expected), atol=100 * LIMITS[dtype])
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_thresholding_squares_neither_under_nor_over(scale):
     x = np.random.default_rng(1).standard_normal((8, 5))

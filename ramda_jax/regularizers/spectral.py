@@ -13,6 +13,8 @@ from ramda_jax.regularizers import base
 _PROX_ITERATIONS = 5000
 # Singular values down to this fraction of the largest are thresholded through the Gram matrix.
 _RESOLVED = 1e-3
+# Where at most this fraction of the singular values is above the level, the others cost no products.
+_FEW = 0.25
 
 
 def _on_explicit_mesh(x: chex.Array) -> bool:
@@ -47,11 +49,11 @@ def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
     squares, v = jnp.linalg.eigh(scaled.T @ scaled, symmetrize_input=False)
     level = level / size
 
-    def from_gram() -> tuple[chex.Array, chex.Array]:
-        u = scaled @ v
+    def from_gram(w: chex.Array) -> tuple[chex.Array, chex.Array]:
+        u = scaled @ w
         s = jnp.sqrt(jnp.sum(u * u, axis=0))  # more accurate than the roots of the eigenvalues
         kept = jnp.maximum(s - level, 0.0)
-        return (u * jnp.where(kept > 0, kept / s, 0.0 * s)) @ v.T, jnp.sum(kept)
+        return (u * jnp.where(kept > 0, kept / s, 0.0 * s)) @ w.T, jnp.sum(kept)
 
     def from_svd() -> tuple[chex.Array, chex.Array]:
         u, s, vt = jnp.linalg.svd(scaled, full_matrices=False)
@@ -59,7 +61,10 @@ def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
         return (u * kept) @ vt, jnp.sum(kept)
 
     resolved = level * level >= _RESOLVED * _RESOLVED * squares[-1]
-    shrunk, total = jax.lax.cond(resolved, from_gram, from_svd)
+    rest = squares.size - int(_FEW * squares.size)  # of the eigenvalues, which ascend
+    ways = [from_svd, lambda: from_gram(v), lambda: from_gram(v[:, rest:])]
+    way = jnp.where(resolved, 1 + (squares[rest - 1] < level * level), 0)
+    shrunk, total = jax.lax.switch(way, ways)
     return size * shrunk, size * total
 
 
