@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import jax
@@ -15,6 +16,7 @@ from examples.checkpoint import Checkpoints
 from examples.data import Dataset, Stream
 from examples.data.pipeline import as_stream
 from examples.in_memory import InMemory
+from examples.methods import Method
 from examples.recipe import Run
 from examples.streaming import Feed, Streaming
 from examples.task import TrainState
@@ -139,9 +141,14 @@ def fit(
                 checkpoints.save(epoch, state, _position(feed), recorder.rows)
     recorder.flush()
     seconds = recorder.seconds
-    # As one program: operation by operation it can take longer than the training.
-    structured = jax.jit(program.run.method.structured_params)(state.opt_state, state.params)
+    structured = _structured(program.run.method, state.opt_state, state.params)
     return Fit(seed, recorder.rows, state.params, structured, state.model_state, seconds)
+
+
+@partial(jax.jit, static_argnums=0)
+def _structured(method: Method, opt_state: Any, params: nnx.State) -> nnx.State:
+    """What as one program, compiled once for all seeds; op by op it can outlast the training."""
+    return method.structured_params(opt_state, params)
 
 
 def _timed_epoch(

@@ -103,7 +103,8 @@ class Recipe:
         memory: (model, batch size) -> memory before the first batch of a pass, for a `forward` that
             has one. The data is then a `Stream` whose batches follow each other, and no gradient
             flows from a batch into the one before.
-        prepare: inputs as stored -> inputs of the model, on the device (scaling of bytes).
+        prepare: inputs as stored, or as `augment` leaves them -> inputs of the model, on the device
+            (scaling of bytes).
         augment: (key, inputs as stored) -> the same, changed at random, on the device; in training
             only, before `prepare`.
         picture: params -> image (height, width) of the group norms of what is selected, where a

@@ -1,7 +1,7 @@
 """What every reader returns, and the one error it raises."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,19 @@ class Dataset:
     @property
     def test_examples(self) -> int:
         return len(self.test_inputs)
+
+    def first(self, train: int, test: int) -> "Dataset":
+        """The first so many examples of each set, and its source says so; 0 is all."""
+        part = replace(
+            self,
+            train_inputs=self.train_inputs[: train or None],
+            train_targets=self.train_targets[: train or None],
+            test_inputs=self.test_inputs[: test or None],
+            test_targets=self.test_targets[: test or None],
+        )
+        counts = f"{part.train_examples:,} + {part.test_examples:,}"
+        whole = counts == f"{self.train_examples:,} + {self.test_examples:,}"
+        return self if whole else replace(part, source=f"the first {counts} of {self.source}")
 
 
 @dataclass(frozen=True)

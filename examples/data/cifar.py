@@ -4,7 +4,7 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,20 +32,22 @@ class Cifar:
     Scaling and augmentation are left to the device: `augment.py`.
 
     Attributes:
-        classes: 10 or 100 (the fine labels).
+        train_limit: how many of the 50,000 training images to take, from the first; 0 is all.
+        test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
     """
 
-    classes: int = 10
+    classes: ClassVar[int]
+    train_limit: int = 0
+    test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Dataset:
         name = f"cifar{self.classes}"
-        if self.classes not in _LAYOUTS:
-            raise DataError(f"data.classes: expected 10 or 100, got {self.classes}")
         folder, train_files, test_file, label_key = _LAYOUTS[self.classes]
         if data_dir is None:
             raise DataError(
-                f"{name}: expected --data-dir with the folder {folder}; "
-                f"`python -m examples.download {name}` fetches it"
+                f"{name}: expected --data-dir with the folder {folder}, which "
+                f"`python -m examples.download {name}` fetches; or take the fashion_mnist_ recipe "
+                "of this model, which trains it on Fashion-MNIST"
             )
         inside = data_dir / folder
         root = require_folder(inside if inside.is_dir() else data_dir, f"the batches of {folder}")
@@ -53,9 +55,22 @@ class Cifar:
         test_images, test_labels = read_batch(root / test_file, label_key, self.classes)
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         count = f"{len(labels):,} + {len(test_labels):,}"
-        return Dataset(
+        dataset = Dataset(
             images, labels, test_images, test_labels, f"{count} CIFAR-{self.classes} images"
         )
+        return dataset.first(self.train_limit, self.test_limit)
+
+
+class Cifar10(Cifar):
+    """CIFAR-10."""
+
+    classes = 10
+
+
+class Cifar100(Cifar):
+    """CIFAR-100 with its fine labels."""
+
+    classes = 100
 
 
 _LAYOUTS: dict[int, tuple[str, tuple[str, ...], str, str]] = {

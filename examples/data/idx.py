@@ -4,7 +4,7 @@ import gzip
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,35 +72,82 @@ class FashionMnist:
     test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Dataset:
-        if data_dir is None and not FASHION_MNIST_DIR.is_dir():
-            raise DataError(
-                f"{FASHION_MNIST_DIR}: expected Fashion-MNIST where the Debian package "
-                "dataset-fashion-mnist puts it, found no such folder: install that package, run "
-                "`python -m examples.download fashion_mnist`, or give --data-dir"
-            )
-        full = idx_images(
-            data_dir or FASHION_MNIST_DIR, FASHION_MEAN, FASHION_STD, name="Fashion-MNIST"
-        )
-        train, test = (slice(limit or None) for limit in (self.train_limit, self.test_limit))
+        folder = _fashion_mnist_dir(data_dir)
+        dataset = idx_images(folder, FASHION_MEAN, FASHION_STD, name="Fashion-MNIST")
+        dataset = dataset.first(self.train_limit, self.test_limit)
         shape = (-1, 28, 28, 1) if self.images else (-1, 784)
-        return Dataset(
-            full.train_inputs[train].reshape(shape),
-            full.train_targets[train],
-            full.test_inputs[test].reshape(shape),
-            full.test_targets[test],
-            full.source,
+        return replace(
+            dataset,
+            train_inputs=dataset.train_inputs.reshape(shape),
+            test_inputs=dataset.test_inputs.reshape(shape),
         )
+
+
+@dataclass(frozen=True)
+class FashionMnistAsCifar:
+    """Loads Fashion-MNIST in the format of CIFAR: inputs (n, 32, 32, 3) uint8, targets (n,) int32.
+
+    Black is put around the images, and the grey plane is taken for red, green and blue.
+
+    Attributes:
+        train_limit: how many of the 60,000 training images to take, from the first; 0 is all.
+        test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
+    """
+
+    train_limit: int = 0
+    test_limit: int = 0
+
+    def __call__(self, data_dir: Path | None) -> Dataset:
+        dataset = idx_bytes(_fashion_mnist_dir(data_dir), name="Fashion-MNIST")
+        dataset = dataset.first(self.train_limit, self.test_limit)
+        return replace(
+            dataset,
+            train_inputs=_pad_and_triple(dataset.train_inputs),
+            test_inputs=_pad_and_triple(dataset.test_inputs),
+            source=f"{dataset.source}, padded and tripled to 32 x 32 x 3",
+        )
+
+
+def _fashion_mnist_dir(data_dir: Path | None) -> Path:
+    """The folder that is given, or the Debian package's."""
+    if data_dir is None and not FASHION_MNIST_DIR.is_dir():
+        raise DataError(
+            f"{FASHION_MNIST_DIR}: expected Fashion-MNIST where the Debian package "
+            "dataset-fashion-mnist puts it, found no such folder: install that package, run "
+            "`python -m examples.download fashion_mnist`, or give --data-dir"
+        )
+    return data_dir or FASHION_MNIST_DIR
+
+
+def _pad_and_triple(images: np.ndarray) -> np.ndarray:
+    """(n, 28, 28) -> (n, 32, 32, 3)."""
+    return np.repeat(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=-1)
 
 
 def idx_images(
     data_dir: Path, mean: float = MNIST_MEAN, std: float = MNIST_STD, name: str = "MNIST"
 ) -> Dataset:
-    """Images and labels from the four IDX files of MNIST, or of a drop-in replacement of it.
+    """Images as standardized float32 rows (n, 784), and labels, from the files of `idx_bytes`.
 
     Args:
         data_dir: the folder that holds them.
         mean: of the pixels in [0, 1], which becomes 0.
         std: standard deviation of the pixels, which becomes 1.
+        name: of the set, for messages.
+    """
+    dataset = idx_bytes(data_dir, name)
+    rows = lambda images: _standardize(images.reshape(-1, 784), mean, std)
+    return replace(
+        dataset, train_inputs=rows(dataset.train_inputs), test_inputs=rows(dataset.test_inputs)
+    )
+
+
+def idx_bytes(data_dir: Path, name: str) -> Dataset:
+    """Images (n, 28, 28) uint8 and labels (n,) int32 from the four IDX files of MNIST, or of a
+    drop-in replacement of it.
+
+    Args:
+        data_dir: the folder that holds them.
         name: of the set, for messages.
     """
     require_folder(data_dir, f"the four IDX files of {name}")
@@ -110,8 +157,7 @@ def idx_images(
         labels_path = _find_idx(data_dir, f"{prefix}-labels", "idx1-ubyte", name)
         images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
         _check_images(images_path, images, labels_path, labels)
-        rows = images.reshape(len(images), -1)
-        parts += [_standardize(rows, mean, std), labels.astype(np.int32)]
+        parts += [images, labels.astype(np.int32)]
     count = f"{len(parts[1]):,} + {len(parts[3]):,}"
     return Dataset(parts[0], parts[1], parts[2], parts[3], f"{count} {name} images from IDX files")
 

@@ -1,11 +1,27 @@
 """The recipes, by their names on the command line. A new one is a file here and an entry below."""
 
 from examples.recipe import Recipe, RecipeError
-from examples.recipes import fashion_mnist_convnet, fashion_mnist_mlp, mnist_linear
+from examples.recipes import (
+    cifar_resnet50,
+    cifar_vgg19,
+    cifar_vit_mim,
+    fashion_mnist_convnet,
+    fashion_mnist_mlp,
+    imagenet_resnet50,
+    mnist_linear,
+)
 
 RECIPES: dict[str, Recipe] = {
-    module.RECIPE.name: module.RECIPE
-    for module in (mnist_linear, fashion_mnist_mlp, fashion_mnist_convnet)
+    recipe.name: recipe
+    for recipe in (
+        mnist_linear.RECIPE,
+        fashion_mnist_mlp.RECIPE,
+        fashion_mnist_convnet.RECIPE,
+        *cifar_vgg19.RECIPES,
+        *cifar_resnet50.RECIPES,
+        imagenet_resnet50.RECIPE,
+        *cifar_vit_mim.RECIPES,
+    )
 }
 
 

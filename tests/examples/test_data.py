@@ -9,6 +9,7 @@ from PIL import Image
 
 from examples.data import DataError, augment, cifar, idx, imagenet
 from examples.data.pipeline import Rows, Shard, batches_in_order, iterate, training_batches
+from tests.examples.test_mnist_linear import idx_dir  # noqa: F401
 
 # Pipelines
 
@@ -90,26 +91,44 @@ def test_fashion_mnist_that_is_nowhere_names_the_package(tmp_path, monkeypatch):
         idx.FashionMnist()(tmp_path)
 
 
+def test_fashion_mnist_in_the_format_of_cifar_is_the_grey_image_in_black(idx_dir):  # noqa: F811
+    dataset = idx.FashionMnistAsCifar(train_limit=7)(idx_dir)
+    images = idx.read_idx(idx_dir / "train-images-idx3-ubyte", dimensions=3)
+    assert dataset.train_inputs.shape == (7, 32, 32, 3)
+    assert dataset.train_inputs.dtype == np.uint8
+    for channel in range(3):
+        assert (dataset.train_inputs[:, 2:30, 2:30, channel] == images[:7]).all()
+    assert dataset.train_inputs.sum() == 3 * images[:7].astype(int).sum()  # 0 around
+    assert dataset.test_inputs.shape == (100, 32, 32, 3)
+    assert dataset.source == (
+        "the first 7 + 100 of 300 + 100 Fashion-MNIST images from IDX files, "
+        "padded and tripled to 32 x 32 x 3"
+    )
+
+
 # CIFAR
 
 
-def write_cifar(folder, classes, count=4):
+def write_cifar(folder, classes, count=4, draw=None):
+    """The files of CIFAR with images (count, 32, 32, 3) and labels from `draw`, or noise."""
     root = folder / cifar._LAYOUTS[classes][0]
     root.mkdir()
     _, train, test, key = cifar._LAYOUTS[classes]
     rng = np.random.default_rng(0)
+    noise = lambda: (rng.integers(0, 256, (count, 32, 32, 3)), rng.integers(0, classes, count))
     for file in (*train, test):
-        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = rng.integers(0, classes, count).tolist()
-        batch = {b"data": data, key.encode(): labels, b"batch_label": b"one", b"filenames": []}
-        (root / file).write_bytes(pickle.dumps(batch, protocol=2))
+        images, labels = draw(rng, count) if draw else noise()
+        data = images.transpose(0, 3, 1, 2).reshape(count, 3072).astype(np.uint8)
+        batch = {b"data": data, key.encode(): labels.tolist(), b"batch_label": b"one"}
+        (root / file).write_bytes(pickle.dumps(batch | {b"filenames": []}, protocol=2))
     return root
 
 
-@pytest.mark.parametrize(("classes", "total"), [(10, 20), (100, 4)])
-def test_cifar_batches_give_the_images_they_hold(tmp_path, classes, total):
+@pytest.mark.parametrize(("load", "total"), [(cifar.Cifar10(), 20), (cifar.Cifar100(), 4)])
+def test_cifar_batches_give_the_images_they_hold(tmp_path, load, total):
+    classes = load.classes
     root = write_cifar(tmp_path, classes)
-    dataset = cifar.Cifar(classes)(tmp_path)
+    dataset = load(tmp_path)
     assert dataset.train_inputs.shape == (total, 32, 32, 3)
     assert dataset.train_inputs.dtype == np.uint8
     file = root / cifar._LAYOUTS[classes][1][0]
@@ -118,7 +137,7 @@ def test_cifar_batches_give_the_images_they_hold(tmp_path, classes, total):
     assert (dataset.train_inputs[1, :, :, 2] == planes[2]).all()
     labels = batch[cifar._LAYOUTS[classes][3].encode()]
     assert list(dataset.train_targets[:4]) == labels
-    assert cifar.Cifar(classes)(root).source == dataset.source  # the inner folder does too
+    assert load(root).source == dataset.source  # the inner folder does too
 
 
 def _repickled(**entries):
@@ -148,7 +167,7 @@ def test_a_damaged_cifar_batch_is_named(tmp_path, damage, message, capsys):
     path = write_cifar(tmp_path, 10) / "data_batch_3"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError) as error:
-        cifar.Cifar(10)(tmp_path)
+        cifar.Cifar10()(tmp_path)
     assert str(error.value).startswith(f"{path}: expected")
     assert message in str(error.value)
     assert "must not run" not in capsys.readouterr().out
@@ -157,11 +176,11 @@ def test_a_damaged_cifar_batch_is_named(tmp_path, damage, message, capsys):
 def test_missing_cifar_files_are_named(tmp_path):
     (write_cifar(tmp_path, 100) / "test").unlink()
     with pytest.raises(DataError, match=r"cifar-100-python/test: expected.*found no such file"):
-        cifar.Cifar(100)(tmp_path)
-    with pytest.raises(DataError, match=r"examples\.download cifar10"):
-        cifar.Cifar(10)(None)
+        cifar.Cifar100()(tmp_path)
+    with pytest.raises(DataError, match=r"examples\.download cifar10.*fashion_mnist_ recipe"):
+        cifar.Cifar10()(None)
     with pytest.raises(DataError, match="nowhere: expected a folder"):
-        cifar.Cifar(10)(tmp_path / "nowhere")
+        cifar.Cifar10()(tmp_path / "nowhere")
 
 
 def test_crops_are_shifts_of_at_most_four_pixels_with_black_around_and_flips():
@@ -209,9 +228,9 @@ def test_class_folders_give_crops_and_labels(imagenet_dir):
     assert (stream.train_examples, stream.test_examples) == (10, 6)
     batch = next(iterate(stream.train(5, 0), 2))
     assert batch.inputs.shape == (5, 16, 16, 3)
-    assert batch.inputs.dtype == np.float32
+    assert batch.inputs.dtype == np.uint8
     for image, label in zip(batch.inputs, batch.targets, strict=True):
-        colour = image.mean((0, 1)) * imagenet.STD + imagenet.MEAN
+        colour = image.mean((0, 1)) / 255
         grey = np.allclose(colour, 0.5, atol=0.02)
         assert grey or colour.argmax() == label
     last = list(stream.test(4))[-1]
@@ -219,13 +238,21 @@ def test_class_folders_give_crops_and_labels(imagenet_dir):
     assert list(last.weights) == [1, 1, 0, 0]
 
 
+def test_the_first_classes_can_be_taken(imagenet_dir):
+    stream = imagenet.ImageNet(classes=2, size=16, resize=20)(imagenet_dir)
+    assert (stream.train_examples, stream.test_examples) == (7, 3)  # val has none of the second
+    assert stream.source == "7 + 3 images of 2 classes"
+    with pytest.raises(DataError, match="val: expected images of one of 1 classes"):
+        imagenet.read_index(imagenet_dir / "val", ["n02"])
+
+
 def test_crops_are_of_the_right_part():
     gradient = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (50, 1, 3))
     image = Image.fromarray(gradient)
-    center = imagenet.center_crop(image, 50, 30) * imagenet.STD + imagenet.MEAN
-    np.testing.assert_allclose(center[0, :, 0] * 255, np.arange(35, 65), atol=0.6)
+    center = imagenet.center_crop(image, 50, 30)
+    np.testing.assert_array_equal(center[0, :, 0], np.arange(35, 65))
     crops = [imagenet.random_crop(image, 8, np.random.default_rng(seed)) for seed in range(40)]
-    slopes = [np.sign(np.diff(crop[0, :, 0]).sum()) for crop in crops]
+    slopes = [np.sign(int(crop[0, -1, 0]) - int(crop[0, 0, 0])) for crop in crops]
     assert 5 < slopes.count(-1) < 35  # mirrored or not
     assert len({crop.tobytes() for crop in crops}) > 35
 
