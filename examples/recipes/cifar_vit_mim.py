@@ -121,9 +121,9 @@ def recipe(images: cifar.Images) -> Recipe:
         scales={
             "small": {
                 **cifar.SMALL,
-                "model.features": 96,
+                "model.features": 48,
                 "model.layers": 2,
-                "model.hidden": 384,
+                "model.hidden": 192,
             },
             "smoke": {
                 **cifar.SMOKE,
