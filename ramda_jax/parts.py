@@ -167,7 +167,8 @@ def _by_owner(
 
     # The two branches are of one type: both vary over the devices.
     vary = lambda tree: jax.tree.map(lambda x: jnp.where(mine, x, x), tree)
-    gathered = gather(stacked, stacked_layout)
+    # Known to be the same on all devices: JAX's SVD for TPUs takes no input of a type that varies over them.
+    gathered = gather(stacked, stacked_layout, to="invarying")
     abstract = jax.eval_shape(solve, gathered)
     new, iterations, residual = jax.lax.cond(mine, solve, wait, gathered)
     for axis, names in enumerate(stacked_layout):
