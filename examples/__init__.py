@@ -7,6 +7,7 @@
 | `methods.py` | a method's hyperparameters -> an optax transformation |
 | `data/`, `download.py` | files on disk -> batches; public archives -> files on disk |
 | `task.py` | a run as pure functions: first state, training step, evaluation of a batch |
+| `parallel.py` | how a step runs on the devices there are |
 | `in_memory.py`, `streaming.py` | the two ways to make epochs of steps |
 | `loop.py`, `checkpoint.py` | epochs, their figures, and checkpoints between them |
 | `report.py`, `plots.py` | what a run leaves behind |

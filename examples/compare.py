@@ -13,10 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from examples import loop, plots, report
+from examples import loop, parallel, plots, report
 from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
 from examples.recipes import find
-from examples.train import argument_parser, make_folder, parse_command, run_command, train_into
+from examples.train import (
+    argument_parser,
+    make_folder,
+    parse_command,
+    run_command,
+    start_devices,
+    train_into,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,20 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="runs per method, from seed on (default: 1)",
     )
     options = parse_command(parser, arguments)
-    console = Console()
-    return run_command(lambda: _compare(options, console))
+    return run_command(lambda: _compare(options))
 
 
-def _compare(options: argparse.Namespace, console: Console) -> int:
+def _compare(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise RecipeError(f"--seeds: expected at least 1, got {options.seeds}")
+    devices, console = start_devices(options)
     recipe = find(options.recipe)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides))
     out = options.out or Path("runs") / f"{recipe.name}-compare"
     dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
     results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
     for run in runs:
-        program = loop.prepare(run, dataset)
+        program = loop.prepare(run, dataset, devices)
         fits = []
         for seed in range(run.settings.seed, run.settings.seed + options.seeds):
             folder = make_folder(
@@ -53,6 +60,16 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
             )
             fits.append(train_into(folder, program, dataset, seed, console))
         results.append((run, program, fits))
+    if parallel.leads():
+        _write(out, results, console)
+    diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
+    if diverged and parallel.leads():
+        print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
+    return int(bool(diverged))
+
+
+def _write(out: Path, results: Sequence[report.Result], console: Console) -> None:
+    """What is left over all runs: a table, pictures, and the table on the terminal."""
     with report.csv_log(out / "comparison.csv") as log:
         for row in report.comparison_rows(results):
             log(row)
@@ -64,10 +81,6 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         f"are in {out}",
         soft_wrap=True,
     )
-    diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
-    if diverged:
-        print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
-    return int(bool(diverged))
 
 
 def method_runs(recipe: Recipe, scale: str, overrides: dict[str, str]) -> list[Run]:

@@ -5,7 +5,6 @@ donated state; nothing is fetched from the device before it has ended. (On a CPU
 convolution in a loop is slow, a step is a program instead.)
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from examples.data import Batch, Dataset
+from examples.parallel import WHOLE, Compiled, OneDevice, require_divisible
 from examples.recipe import RecipeError, Run
 from examples.task import Figures, Task, TrainState, make_task
 
@@ -34,29 +35,52 @@ class Arrays(NamedTuple):
     test: Split
 
 
+class BySteps(NamedTuple):
+    """An epoch as one program per step."""
+
+    draw: Compiled
+    step: Compiled
+    parallel: OneDevice
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        return self.draw.seconds + self.step.seconds
+
+    def __call__(self, state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
+        start = (self.draw(state.key, arrays), self.parallel.place(np.float32(0), WHOLE))
+        (key, drawn), total = self.parallel.enter(start, WHOLE)
+        state = state._replace(key=key)
+        for number in range(self.steps):
+            state, total = self.step(state, arrays, drawn, np.int32(number), total)
+        return state, total / self.steps
+
+
 @dataclass(frozen=True)
 class InMemory:
     """A run compiled for its data; it can be fitted from several seeds without compiling again.
 
     Attributes:
-        task: what was compiled.
+        task: what is trained.
         steps_per_epoch: steps that count as an epoch.
-        epoch: (state, arrays) -> (state, mean iterations); the state passed in is given up.
-        evaluate_state: (state, arrays) -> figures.
-        arrays: the data, on the device.
-        compile_seconds: how long tracing and compiling took.
+        training: (state, arrays) -> (state, mean iterations); the state passed in is given up.
+        evaluation: (state, arrays) -> figures.
+        arrays: the data, on every device.
     """
 
     task: Task
     steps_per_epoch: int
-    epoch: Callable[[TrainState, Arrays], tuple[TrainState, jax.Array]]
-    evaluate_state: Callable[[TrainState, Arrays], Figures]
+    training: Compiled | BySteps
+    evaluation: Compiled
     arrays: Arrays
-    compile_seconds: float
 
     @property
     def run(self) -> Run:
         return self.task.run
+
+    @property
+    def compile_seconds(self) -> float:
+        return self.training.seconds + self.evaluation.seconds
 
     def start(self, seed: int) -> TrainState:
         return self.task.start(seed)
@@ -64,12 +88,17 @@ class InMemory:
     def feed(self, seed: int) -> Arrays:
         return self.arrays
 
+    def epoch(self, state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
+        parallel, specs = self.task.parallel, self.task.specs
+        entered = parallel.enter((state, arrays), (specs, WHOLE))
+        return parallel.leave(self.training(*entered), (specs, WHOLE))
+
     def evaluate(self, state: TrainState) -> Figures:
-        return self.evaluate_state(state, self.arrays)
+        return self.evaluation(state, self.arrays)
 
 
-def prepare(run: Run, dataset: Dataset) -> InMemory:
-    """Puts the data on the device and compiles epoch and evaluation."""
+def prepare(run: Run, dataset: Dataset, parallel: OneDevice) -> InMemory:
+    """Puts the data on the devices and makes the programs; they are compiled when first needed."""
     settings, count = run.settings, dataset.train_examples
     if run.recipe.memory:
         raise RecipeError(
@@ -80,96 +109,102 @@ def prepare(run: Run, dataset: Dataset) -> InMemory:
             f"batch_size: expected at most {count} (all training examples), "
             f"got {settings.batch_size}"
         )
+    require_divisible(settings.batch_size, parallel)
     steps = count // settings.batch_size
     if settings.steps_per_epoch > steps:
         raise RecipeError(
             f"steps_per_epoch: expected at most {steps} (a pass), got {settings.steps_per_epoch}"
         )
     steps = settings.steps_per_epoch or steps
-    task = make_task(run, steps)
+    task = make_task(run, steps, parallel)
     arrays = Arrays(
         Split(jnp.asarray(dataset.train_inputs), jnp.asarray(dataset.train_targets)),
         Split(jnp.asarray(dataset.test_inputs), jnp.asarray(dataset.test_targets)),
     )
-    state = task.start(settings.seed)
-    begun = time.perf_counter()
-    epoch = compile_epoch(task, steps, state, arrays)
-    evaluate = jax.jit(evaluation_function(task)).lower(state, arrays).compile()
-    return InMemory(task, steps, epoch, evaluate, arrays, time.perf_counter() - begun)
+    return InMemory(
+        task,
+        steps,
+        training_programs(task, steps),
+        parallel.whole(evaluation_function(task)),
+        parallel.place(arrays, WHOLE),
+    )
 
 
 def epoch_function(task: Task, steps: int) -> Callable[[TrainState, Arrays], Any]:
     """The pure function of one pass over the training set."""
-    step = step_function(task)
+    one_step = step_function(task)
 
     def epoch(state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
-        state, batches, keys = draw(task, steps, state, arrays)
-        state, iterations = jax.lax.scan(
-            lambda state, drawn: step(state, arrays, *drawn), state, (batches, keys)
-        )
+        def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, jax.Array]:
+            keep = lambda state: task.parallel.keep(state, task.specs)
+            state, iterations = one_step(keep(state), arrays, drawn)
+            return keep(state), iterations
+
+        key, drawn = draw(task, steps, state.key, arrays)
+        state, iterations = jax.lax.scan(step, state._replace(key=key), drawn)
         return state, jnp.mean(iterations)
 
     return epoch
 
 
-def step_function(task: Task) -> Callable[[TrainState, Arrays, jax.Array, jax.Array], Any]:
-    """The pure function of one step: (state, arrays, examples (size,), key)."""
+class Drawn(NamedTuple):
+    """What a step draws by chance: its examples (size,) and a key; or those of all steps."""
 
-    def step(
-        state: TrainState, arrays: Arrays, indices: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
+    indices: jax.Array
+    key: jax.Array
+
+
+def step_function(task: Task) -> Callable[[TrainState, Arrays, Drawn], Any]:
+    """The pure function of one step."""
+
+    def step(state: TrainState, arrays: Arrays, drawn: Drawn) -> tuple[TrainState, jax.Array]:
+        indices = task.parallel.own(drawn.indices)
         inputs, targets = arrays.train.inputs[indices], arrays.train.targets[indices]
-        return task.train_step(state, Batch(inputs, targets, jnp.ones(len(indices))), key)
+        return task.train_step(state, Batch(inputs, targets, jnp.ones(len(indices))), drawn.key)
 
     return step
 
 
-def draw(
-    task: Task, steps: int, state: TrainState, arrays: Arrays
-) -> tuple[TrainState, jax.Array, jax.Array]:
-    """A new order of the examples, (steps, size), and a key for each step; and the next state."""
+def draw(task: Task, steps: int, key: jax.Array, arrays: Arrays) -> tuple[jax.Array, Drawn]:
+    """The next key of a run, and a new order of the examples and a key for each step."""
     size = task.run.settings.batch_size
-    key, order_key = jax.random.split(state.key)
+    key, order_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(arrays.train.inputs))
     keys = jax.random.split(jax.random.fold_in(order_key, 1), steps)
-    return state._replace(key=key), order[: steps * size].reshape(steps, size), keys
+    return key, Drawn(order[: steps * size].reshape(steps, size), keys)
 
 
-def compile_epoch(
-    task: Task, steps: int, state: TrainState, arrays: Arrays
-) -> Callable[[TrainState, Arrays], tuple[TrainState, jax.Array]]:
+def training_programs(task: Task, steps: int) -> Compiled | BySteps:
     """The epoch as one program, or, where that is slow, as one program per step."""
-    if not _slow_in_loops(state):
-        epoch = jax.jit(epoch_function(task, steps), donate_argnums=0)
-        return epoch.lower(state, arrays).compile()
-    drawing = jax.jit(partial(draw, task, steps), donate_argnums=0).lower(state, arrays).compile()
-    state, batches, keys = jax.eval_shape(partial(draw, task, steps), state, arrays)
-    jitted = jax.jit(step_function(task), donate_argnums=0)
-    step = jitted.lower(state, arrays, *jax.tree.map(_row, (batches, keys))).compile()
+    parallel, specs = task.parallel, task.specs
+    if not _slow_in_loops(task):
+        epoch = epoch_function(task, steps)
+        return parallel.step(epoch, (specs, WHOLE), (specs, WHOLE), donate=(0,))
+    one_step = step_function(task)
 
-    def by_steps(state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
-        state, batches, keys = drawing(state, arrays)
-        total = jnp.zeros(())
-        for indices, key in zip(batches, keys, strict=True):
-            state, iterations = step(state, arrays, indices, key)
-            total += iterations
-        return state, total / steps
+    def step(
+        state: TrainState, arrays: Arrays, drawn: Drawn, number: jax.Array, total: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        state, iterations = one_step(state, arrays, jax.tree.map(lambda a: a[number], drawn))
+        return state, total + iterations
 
-    return by_steps
+    inputs = (specs, WHOLE, WHOLE, WHOLE, WHOLE)
+    return BySteps(
+        parallel.whole(partial(draw, task, steps)),
+        parallel.step(step, inputs, (specs, WHOLE), donate=(0,)),
+        parallel,
+        steps,
+    )
 
 
-def _slow_in_loops(state: TrainState) -> bool:
+def _slow_in_loops(task: Task) -> bool:
     """Whether the model has convolutions and the device is a CPU.
 
     XLA's CPU compiler runs the gradient of a convolution inside a loop nine times slower than
     outside (a LeNet at batch 128: 818 ms against 89 ms), and a scan over steps is a loop.
     """
-    convolutions = any(leaf.ndim > 2 for leaf in jax.tree.leaves(state.params))
+    convolutions = any(leaf.ndim > 2 for leaf in jax.tree.leaves(task.params))
     return convolutions and jax.default_backend() == "cpu"
-
-
-def _row(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
 
 
 def evaluation_function(task: Task) -> Callable[[TrainState, Arrays], Figures]:
@@ -186,6 +221,7 @@ def evaluation_function(task: Task) -> Callable[[TrainState, Arrays], Figures]:
             take = lambda array: jax.lax.dynamic_slice_in_dim(array, first, size)
             weights = (first + jnp.arange(size) >= start).astype(jnp.float32)
             batch = Batch(take(split.inputs), take(split.targets), weights)
+            batch = task.parallel.spread(batch)
             return task.evaluate_batch(params, model_state, batch, ())[0]
 
         parts = jax.lax.map(evaluate, jnp.arange(0, count, size))

@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, overload
 
 import jax
@@ -16,7 +15,7 @@ from examples.checkpoint import Checkpoints
 from examples.data import Dataset, Stream
 from examples.data.pipeline import as_stream
 from examples.in_memory import InMemory
-from examples.methods import Method
+from examples.parallel import ONE_DEVICE, OneDevice
 from examples.recipe import Run
 from examples.streaming import Feed, Streaming
 from examples.task import TrainState
@@ -58,16 +57,16 @@ class Fit:
 
 
 @overload
-def prepare(run: Run, dataset: Dataset) -> InMemory: ...
+def prepare(run: Run, dataset: Dataset, parallel: OneDevice = ...) -> InMemory: ...
 @overload
-def prepare(run: Run, dataset: Stream) -> Streaming: ...
-def prepare(run: Run, dataset: Dataset | Stream) -> Program:
-    """The run and its data, ready to be fitted."""
+def prepare(run: Run, dataset: Stream, parallel: OneDevice = ...) -> Streaming: ...
+def prepare(run: Run, dataset: Dataset | Stream, parallel: OneDevice = ONE_DEVICE) -> Program:
+    """The run and its data, ready to be fitted on the devices of `parallel`."""
     if isinstance(dataset, Stream):
-        return streaming.prepare(run, dataset)
+        return streaming.prepare(run, dataset, parallel)
     if run.settings.stream:
-        return streaming.prepare(run, as_stream(dataset))
-    return in_memory.prepare(run, dataset)
+        return streaming.prepare(run, as_stream(dataset), parallel)
+    return in_memory.prepare(run, dataset, parallel)
 
 
 class _Recorder:
@@ -141,14 +140,11 @@ def fit(
                 checkpoints.save(epoch, state, _position(feed), recorder.rows)
     recorder.flush()
     seconds = recorder.seconds
-    structured = _structured(program.run.method, state.opt_state, state.params)
-    return Fit(seed, recorder.rows, state.params, structured, state.model_state, seconds)
-
-
-@partial(jax.jit, static_argnums=0)
-def _structured(method: Method, opt_state: Any, params: nnx.State) -> nnx.State:
-    """What as one program, compiled once for all seeds; op by op it can outlast the training."""
-    return method.structured_params(opt_state, params)
+    structured = program.task.structured(state.opt_state, state.params)
+    params, structured, model_state = program.task.parallel.local(
+        (state.params, structured, state.model_state)
+    )
+    return Fit(seed, recorder.rows, params, structured, model_state, seconds)
 
 
 def _timed_epoch(
@@ -166,9 +162,9 @@ def _timed_epoch(
 
 def _position(feed: Any) -> Any:
     """Where the data is, as JSON; for a set in memory the state's key says it."""
-    return feed.batches.get_state() if isinstance(feed, Feed) else None
+    return feed.taken if isinstance(feed, Feed) else None
 
 
 def _set_position(feed: Any, position: Any) -> None:
     if isinstance(feed, Feed):
-        feed.batches.set_state(position)
+        feed.seek(position)

@@ -62,9 +62,15 @@ class Method(ABC):
 
     @abstractmethod
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The method as an optax transformation."""
+        """The method as an optax transformation.
+
+        Args:
+            regularizer: of the recipe.
+            stages: of the run, in steps.
+            placement: where the state lies on many devices; a dense method's lies on each.
+        """
 
     def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
         """The structured iterate What."""
@@ -103,7 +109,7 @@ class Ramda(Adaptive):
     momentum: float = 0.01
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return rj.ramda(
             stages.learning_rate(self.learning_rate, self.schedule),
@@ -111,6 +117,7 @@ class Ramda(Adaptive):
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
             solver=self.solver(),
+            placement=placement,
         )
 
 
@@ -121,13 +128,14 @@ class Rmda(Method):
     momentum: float = 0.1
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return rj.rmda(
             stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=stages.momentum(self.momentum),
             restart_steps=stages.steps,
+            placement=placement,
         )
 
 
@@ -138,12 +146,13 @@ class ProxSGD(Method):
     momentum: float = 0.1
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_sgd(
             stages.learning_rate(self.learning_rate, self.schedule),
             regularizer,
             momentum=self.momentum,
+            placement=placement,
         )
 
 
@@ -156,7 +165,7 @@ class ProxAdamW(Adaptive):
     weight_decay: float = 0.0
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_adamw(
             stages.learning_rate(self.learning_rate, self.schedule),
@@ -165,6 +174,7 @@ class ProxAdamW(Adaptive):
             b2=self.b2,
             weight_decay=self.weight_decay,
             solver=self.solver(),
+            placement=placement,
         )
 
 
@@ -182,7 +192,7 @@ class ProxSSI(Method):
     bias_corrected_metric: bool = True
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return rj.prox_ssi(
             stages.learning_rate(self.learning_rate, self.schedule),
@@ -191,6 +201,7 @@ class ProxSSI(Method):
             b2=self.b2,
             weight_decay=self.weight_decay,
             bias_corrected_metric=self.bias_corrected_metric,
+            placement=placement,
         )
 
 
@@ -215,7 +226,7 @@ class Sgd(Dense):
     weight_decay: float = 0.0
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay),
@@ -232,7 +243,7 @@ class AdamW(Dense):
     weight_decay: float = 0.0
 
     def transformation(
-        self, regularizer: Any, stages: Stages
+        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return optax.adamw(
             stages.learning_rate(self.learning_rate, self.schedule),

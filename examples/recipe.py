@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+import ramda_jax as rj
 from examples.methods import Method, Stages
 from examples.overrides import RecipeError, field_types, parse, replace_fields, split_overrides
 
@@ -153,7 +154,9 @@ class Run:
     def regularizer(self) -> Any:
         return self.recipe.regularizer(self.method.strength)
 
-    def transformation(self, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self, steps_per_epoch: int, placement: rj.Placement | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         """The method as an optax transformation, its stages counted in steps."""
         settings = self.settings
         stages = Stages(
@@ -162,7 +165,7 @@ class Run:
             total=settings.epochs * steps_per_epoch,
         )
         try:
-            method = self.method.transformation(self.regularizer(), stages)
+            method = self.method.transformation(self.regularizer(), stages, placement)
         except ValueError as error:  # a constant out of range: the library's message names it
             raise RecipeError(f"{self.optimizer}: {error}") from error
         if not settings.clip_norm:

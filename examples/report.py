@@ -89,7 +89,7 @@ Result = tuple[Run, Program, Sequence[Fit]]
 def print_table(console: Console, results: Sequence[Result]) -> None:
     """Shows the table; where there is no terminal that would limit it, as wide as it is."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=_FILE_WIDTH)
+        console = Console(file=console.file, width=_FILE_WIDTH, quiet=console.quiet)
     console.print(result_table(results))
 
 
@@ -195,7 +195,9 @@ def summary(run: Run, program: Program, fit: Fit, dataset: Dataset | Stream) -> 
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
-            "count": jax.device_count(),
+            "count": program.task.parallel.devices,
+            "processes": jax.process_count(),
+            "parallel": program.task.parallel.mode,
         },
         "versions": {
             "ramda_jax": rj.__version__,

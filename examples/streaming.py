@@ -1,51 +1,66 @@
 """Sets that do not fit on the device: a step is one program, and Grain brings the batches.
 
-A pass holds as many batches in memory as Grain reads ahead. Batches may have several shapes (speech
-padded to a few lengths): each shape is compiled when it first comes.
+A pass holds as many batches in memory as Grain reads ahead, and a few on the devices. Batches may
+have several shapes (speech padded to a few lengths): each shape is compiled when it first comes.
+Each process reads its own rows of every batch.
 """
 
-import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from examples.data import Batch, Stream
 from examples.data.pipeline import iterate
+from examples.parallel import ROWS, WHOLE, Compiled, OneDevice, require_divisible
 from examples.recipe import RecipeError, Run
 from examples.task import Figures, Task, TrainState, add, make_task
 
 
-class Compiled:
-    """A jitted function that compiles once per shape of its arguments, and knows how long it took.
+class Feed:
+    """The training batches of one run, without end; where they are is part of a checkpoint.
 
-    Attributes:
-        seconds: spent tracing and compiling so far.
+    Args:
+        batches: as they are read.
+        put: moves one to the devices.
+        ahead: how many wait there for their step.
     """
 
-    def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> None:
-        self._jitted = jax.jit(function, donate_argnums=donate)
-        self._programs: dict[Any, Any] = {}
-        self.seconds = 0.0
+    def __init__(
+        self,
+        batches: grain.DatasetIterator[Batch],
+        put: Callable[[Batch], Batch],
+        ahead: int = 2,
+    ) -> None:
+        self._batches, self._put, self._ahead = batches, put, ahead
+        self._waiting: deque[Batch] = deque()
 
-    def __call__(self, *arguments: Any) -> Any:
-        leaves, structure = jax.tree.flatten(arguments)
-        shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
-        if shapes not in self._programs:
-            begun = time.perf_counter()
-            self._programs[shapes] = self._jitted.lower(*arguments).compile()
-            self.seconds += time.perf_counter() - begun
-        return self._programs[shapes](*arguments)
+    def take(self) -> Batch:
+        """The next batch."""
+        return self._waiting.popleft() if self._waiting else self._read()
 
+    def fill(self) -> None:
+        """Reads ahead: to be called when a step has been started, and the device works on it."""
+        while len(self._waiting) < self._ahead:
+            self._waiting.append(self._read())
 
-class Feed(NamedTuple):
-    """The training batches of one run, without end; where they are is part of a checkpoint."""
+    def _read(self) -> Batch:
+        return self._put(next(self._batches))
 
-    batches: grain.DatasetIterator[Batch]
+    @property
+    def taken(self) -> int:
+        """How many batches were taken; what is read ahead does not count."""
+        return self._batches.get_state()["next_index"] - len(self._waiting)
+
+    def seek(self, taken: int) -> None:
+        """Goes to where so many were taken."""
+        self._waiting.clear()
+        self._batches.set_state({"next_index": taken})
 
 
 @dataclass(frozen=True)
@@ -81,30 +96,39 @@ class Streaming:
         parts = (self.step, self.evaluation, self.structured, self.figures)
         return sum(part.seconds for part in parts)
 
+    @property
+    def eval_rows(self) -> int:
+        """Examples evaluated at a time: as many more as it takes to share them evenly."""
+        devices = self.task.parallel.devices
+        return -(-self.run.settings.eval_batch_size // devices) * devices
+
     def start(self, seed: int) -> TrainState:
         return self.task.start(seed)
 
     def feed(self, seed: int) -> Feed:
-        batches = self.stream.train(self.run.settings.batch_size, seed).repeat()
-        return Feed(iterate(batches, self.stream.threads))
+        batches = self.stream.train(own_rows(self.run.settings.batch_size), seed).repeat()
+        return Feed(iterate(batches, self.stream.threads), self.task.parallel.put_rows)
 
     def epoch(self, state: TrainState, feed: Feed) -> tuple[TrainState, jax.Array]:
         """Takes the next steps; a memory starts anew where the data does."""
-        iterations = jnp.zeros(())
+        parallel, specs = self.task.parallel, self.task.specs
+        start = (state, parallel.place(np.float32(0), WHOLE))
+        state, iterations = parallel.enter(start, (specs, WHOLE))
         for _ in range(self.steps_per_epoch):
-            if self.run.recipe.memory and self._position(feed) % self.steps_per_pass == 0:
-                state = state._replace(memory=self.task.memory(self.run.settings.batch_size))
-            batch = jax.tree.map(jnp.asarray, next(feed.batches))
-            state, iterations = self.step(state, batch, iterations)
-        return state, iterations / self.steps_per_epoch
+            if self.run.recipe.memory and feed.taken % self.steps_per_pass == 0:
+                memory = self.task.placed_memory(self.run.settings.batch_size)
+                state = state._replace(memory=parallel.enter(memory, specs.memory))
+            state, iterations = self.step(state, feed.take(), iterations)
+            feed.fill()
+        return parallel.leave((state, iterations / self.steps_per_epoch), (specs, WHOLE))
 
     def evaluate(self, state: TrainState) -> Figures:
         """Figures of W and What on both sets, each batch read once."""
-        settings, structured = self.run.settings, self.structured(state)
-        size = settings.eval_batch_size
+        settings, structured, size = self.run.settings, self.structured(state), self.eval_rows
         limit = settings.eval_train_examples or self.stream.train_examples
-        train = self._sums(state, structured, self.stream.train_in_order(size), -(-limit // size))
-        test = self._sums(state, structured, self.stream.test(size), None)
+        in_order = self.stream.train_in_order(own_rows(size))
+        train = self._sums(state, structured, in_order, -(-limit // size))
+        test = self._sums(state, structured, self.stream.test(own_rows(size)), None)
         return self.figures(state, structured, train, test)
 
     def _sums(
@@ -115,14 +139,14 @@ class Streaming:
         limit: int | None,
     ) -> tuple[Figures, Figures]:
         part = batches[:limit] if limit is not None and limit < len(batches) else batches
-        memory = self.task.memory(self.run.settings.eval_batch_size)
+        memory = self.task.placed_memory(self.eval_rows)
         memories, total = (memory, memory), None
         for batch in iterate(part, self.stream.threads):
             sums, memories = self.evaluation(
                 state.params,
                 structured,
                 state.model_state,
-                jax.tree.map(jnp.asarray, batch),
+                self.task.parallel.put_whole_rows(batch),
                 memories,
             )
             total = sums if total is None else (add(total[0], sums[0]), add(total[1], sums[1]))
@@ -130,22 +154,24 @@ class Streaming:
             raise RecipeError(f"{self.stream.source}: expected at least one batch to evaluate")
         return total
 
-    @staticmethod
-    def _position(feed: Feed) -> int:
-        return feed.batches.get_state()["next_index"]
+
+def own_rows(batch_size: int) -> int:
+    """How many rows of each batch a process reads."""
+    return batch_size // jax.process_count()
 
 
-def prepare(run: Run, stream: Stream) -> Streaming:
+def prepare(run: Run, stream: Stream, parallel: OneDevice) -> Streaming:
     """Makes the programs; each is compiled when its first batch comes."""
     settings = run.settings
-    steps_per_pass = len(stream.train(settings.batch_size, settings.seed))
+    require_divisible(settings.batch_size, parallel)
+    steps_per_pass = len(stream.train(own_rows(settings.batch_size), settings.seed))
     if steps_per_pass == 0:
         raise RecipeError(
             f"batch_size: expected at most {stream.train_examples} (all training examples), "
             f"got {settings.batch_size}"
         )
     steps = settings.steps_per_epoch or steps_per_pass
-    task = make_task(run, steps)
+    task = make_task(run, steps, parallel)
 
     def step(state: TrainState, batch: Batch, iterations: jax.Array) -> tuple[TrainState, Any]:
         key, step_key = jax.random.split(state.key)
@@ -179,5 +205,14 @@ def prepare(run: Run, stream: Stream) -> Streaming:
             "solver_residual": run.method.solver_stats(state.opt_state)[1],
         }
 
-    parts = [Compiled(part) for part in (evaluation, structured, figures)]
-    return Streaming(task, steps, steps_per_pass, stream, Compiled(step, (0,)), *parts)
+    specs, memory = task.specs, task.specs.memory
+    return Streaming(
+        task,
+        steps,
+        steps_per_pass,
+        stream,
+        parallel.step(step, (specs, ROWS, WHOLE), (specs, WHOLE), donate=(0,)),
+        parallel.whole(evaluation, (WHOLE, (memory, memory))),
+        parallel.whole(structured),
+        parallel.whole(figures),
+    )

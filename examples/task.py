@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 
 import ramda_jax as rj
 from examples.data import Batch
+from examples.parallel import WHOLE, Compiled, OneDevice, is_key, rows_axis
 from examples.recipe import Run
 
 Figures = dict[str, jax.Array]
@@ -46,23 +48,39 @@ class Task:
         transformation: the method.
         train_graph: the model's structure in training (dropout on, batch statistics moving).
         eval_graph: the model's structure in evaluation.
+        params: shapes and types of the parameters.
+        parallel: where it is computed.
     """
 
     run: Run
     transformation: optax.GradientTransformationExtraArgs
     train_graph: nnx.GraphDef[nnx.Module]
     eval_graph: nnx.GraphDef[nnx.Module]
+    params: nnx.State
+    parallel: OneDevice
+
+    @cached_property
+    def specs(self) -> Any:
+        """How the devices share a state: a `TrainState` of `PartitionSpec`s."""
+        opt_state = self.parallel.state_specs(self.transformation, self.params)
+        specs: Any = TrainState
+        return specs(WHOLE, opt_state, WHOLE, WHOLE, rows_axis(self.memory))
+
+    @cached_property
+    def structured(self) -> Compiled:
+        """(state, W) -> What as one program; operation by operation it can outlast the training."""
+        return self.parallel.whole(self.run.method.structured_params)
 
     def start(self, seed: int) -> TrainState:
         """The initial point."""
-        model = make_model(self.run, seed)
-        params, model_state = nnx.state(model, nnx.Param), nnx.state(model, nnx.Not(nnx.Param))
+        model, parallel, specs = make_model(self.run, seed), self.parallel, self.specs
+        params = parallel.place(nnx.state(model, nnx.Param), specs.params)
         return TrainState(
             params,
-            self.transformation.init(params),
-            model_state,
-            jax.random.key(seed),
-            self.memory(self.run.settings.batch_size),
+            parallel.init(self.transformation, params, specs.opt_state),
+            parallel.place(nnx.state(model, nnx.Not(nnx.Param)), specs.model_state),
+            parallel.place(jax.random.key(seed), specs.key),
+            self.placed_memory(self.run.settings.batch_size),
         )
 
     def memory(self, batch_size: int) -> Any:
@@ -70,24 +88,37 @@ class Task:
         recipe = self.run.recipe
         return recipe.memory(make_model(self.run, 0), batch_size) if recipe.memory else ()
 
+    def placed_memory(self, batch_size: int) -> Any:
+        """The same on the devices."""
+        return self.parallel.place(self.memory(batch_size), self.specs.memory)
+
     def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
-        """One step; returns the state after it and the solver's iterations in it."""
-        recipe = self.run.recipe
-        inputs = recipe.augment(key, batch.inputs) if recipe.augment else batch.inputs
+        """One step; returns the state after it and the solver's iterations in it.
 
-        def mean_loss(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, Any]]:
+        Where a step sees one device's rows, each device draws its own augmentation and dropout.
+        """
+        recipe, parallel = self.run.recipe, self.parallel
+        inputs, total = batch.inputs, parallel.sum(jnp.sum(batch.weights))
+        if recipe.augment:
+            inputs = recipe.augment(parallel.own_key(key), inputs)
+        own_state = jax.tree.map(parallel.own_key, state.model_state)
+
+        def loss(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, Any]]:
+            """This device's share of the mean over the batch."""
             outputs, model_state, memory = self._outputs(
-                self.train_graph, params, state.model_state, inputs, state.memory
+                self.train_graph, params, own_state, inputs, state.memory
             )
-            return _mean(recipe.loss(outputs, batch.targets), batch.weights), (model_state, memory)
+            values = recipe.loss(outputs, batch.targets)
+            return jnp.sum(values * batch.weights) / total, (model_state, memory)
 
-        grads, (model_state, memory) = jax.grad(mean_loss, has_aux=True)(state.params)
+        grads, (model_state, memory) = jax.grad(loss, has_aux=True)(state.params)
+        grads = parallel.sum(grads)
         updates, opt_state = self.transformation.update(grads, state.opt_state, state.params)
         iterations, _ = self.run.method.solver_stats(opt_state)
         after = TrainState(
             optax.apply_updates(state.params, updates),
             opt_state,
-            model_state,
+            _with_keys_of(state.model_state, model_state),
             state.key,
             jax.lax.stop_gradient(memory),
         )
@@ -153,13 +184,18 @@ def make_model(run: Run, seed: int) -> nnx.Module:
     return run.recipe.model(nnx.Rngs(seed), dtype)
 
 
-def make_task(run: Run, steps_per_epoch: int) -> Task:
+def make_task(run: Run, steps_per_epoch: int, parallel: OneDevice) -> Task:
     """Takes the run's model apart."""
     model = make_model(run, 0)
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
-    return Task(run, run.transformation(steps_per_epoch), nnx.graphdef(model), eval_graph)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.axis_name = parallel.axis
+    params = jax.eval_shape(lambda: nnx.state(model, nnx.Param))
+    transformation = run.transformation(steps_per_epoch, parallel.placement())
+    return Task(run, transformation, nnx.graphdef(model), eval_graph, params, parallel)
 
 
 def add(total: Mapping[str, jax.Array], sums: Mapping[str, jax.Array]) -> Figures:
@@ -167,5 +203,6 @@ def add(total: Mapping[str, jax.Array], sums: Mapping[str, jax.Array]) -> Figure
     return {name: total[name] + sums[name] for name in total}
 
 
-def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.sum(values * weights) / jnp.sum(weights)
+def _with_keys_of(before: nnx.State, after: nnx.State) -> nnx.State:
+    """The state after a step; its keys are those of all devices (a model counts its draws)."""
+    return jax.tree.map(lambda old, new: old if is_key(old) else new, before, after)

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ramda_jax as rj
-from examples import loop, plots, report
+from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints
 from examples.data import DataError, Dataset, Stream
 from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
@@ -32,18 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="go on from the last checkpoint in the output folder (checkpoint_every=N writes them)",
     )
     options = parse_command(parser, arguments)
-    console = Console()
-    return run_command(lambda: _train(options, console))
+    return run_command(lambda: _train(options))
 
 
-def _train(options: argparse.Namespace, console: Console) -> int:
+def _train(options: argparse.Namespace) -> int:
+    devices, console = start_devices(options)
     run = make_run(
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
     )
     out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
     checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
     dataset = run.recipe.load(options.data_dir)
-    program = loop.prepare(run, dataset)
+    program = loop.prepare(run, dataset, devices)
     make_folder(out)
     console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
     assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
@@ -52,7 +52,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
     report.print_table(console, [(run, program, [fit])])
     console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
-    if fit.diverged:
+    if fit.diverged and parallel.leads():
         print(
             f"the objective is not finite after epoch {len(fit.rows)}: training diverged",
             file=sys.stderr,
@@ -68,8 +68,10 @@ def train_into(
     console: Console,
     checkpoints: Checkpoints | None = None,
 ) -> loop.Fit:
-    """Trains from one seed and leaves the run's three files in `out`."""
+    """Trains from one seed; the first process leaves the run's three files in `out`."""
     run: Run = program.run
+    if not parallel.leads():
+        return loop.fit(program, seed, checkpoints=checkpoints)
     with report.csv_log(out / "metrics.csv") as log, report.progress_bar(console, run) as advance:
 
         def on_epoch(row: loop.Row) -> None:
@@ -108,7 +110,24 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder with the data (default: built-in data)"
     )
+    parser.add_argument(
+        "--parallel",
+        choices=parallel.MODES,
+        help="how a step runs on several devices (default: jit where there are several)",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of this run, on this host or on others",
+    )
     return parser
+
+
+def start_devices(options: argparse.Namespace) -> tuple[parallel.OneDevice, Console]:
+    """The devices to train on, and where to print: only the first process does."""
+    if options.distributed:
+        parallel.initialize()
+    return parallel.choose(options.parallel), Console(quiet=not parallel.leads())
 
 
 def parse_command(

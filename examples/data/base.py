@@ -71,6 +71,8 @@ class Dataset:
 class Stream:
     """A training and a test set read batch by batch, in bounded memory.
 
+    Where several processes train together each reads its rows of every batch; sizes are of those.
+
     Attributes:
         train: (batch size, seed) -> one pass of training batches, all of them full, in an order
             that `repeat` draws anew for each pass.

@@ -15,7 +15,7 @@ import numpy as np
 
 from examples.data.audio import Audio, count_samples, mel_spectrogram, read_sound
 from examples.data.base import Batch, DataError, Stream, read_bytes, require_folder
-from examples.data.pipeline import Example, batches_in_order, training_batches
+from examples.data.pipeline import Example, batches_in_order, this_process, training_batches
 
 SYMBOLS = "_~ !'(),-.:;?abcdefghijklmnopqrstuvwxyz"
 """Padding, end of text, and what texts are made of; a symbol's number is its place here."""
@@ -134,13 +134,13 @@ def bucketed(
     buckets: int,
     read: Callable[[Clip], Example],
 ) -> grain.MapDataset[Batch]:
-    """One pass of batches of similar lengths, in random order.
+    """One pass of batches (of this process) of similar lengths, in random order.
 
     Clips are sorted by length and cut into buckets of equal number, of at least a batch each; each
     is shuffled and padded on its own, and the order of all batches is shuffled.
     """
     ordered = sorted(clips, key=lambda clip: clip.frames)
-    count = max(1, min(buckets, len(ordered) // batch_size))
+    count = max(1, min(buckets, len(ordered) // (batch_size * this_process().hosts)))
     parts = []
     for number, indices in enumerate(np.array_split(np.arange(len(ordered)), count)):
         part = [ordered[i] for i in indices]

@@ -29,6 +29,10 @@ class Shard(NamedTuple):
     hosts: int = 1
 
 
+def this_process() -> Shard:
+    return Shard(jax.process_index(), jax.process_count())
+
+
 class Source(Protocol):
     """Records with random access."""
 
@@ -56,7 +60,7 @@ def training_batches(
             shuffle of the whole set. The default is this JAX process's part.
         stack: examples -> batch; the default stacks their arrays.
     """
-    shard = shard or Shard(jax.process_index(), jax.process_count())
+    shard = shard or this_process()
     order = grain.MapDataset.source(source).seed(seed).shuffle()
     # Shards of one size: hosts that take steps together have to run out of batches together.
     part = order[shard.host : len(source) - len(source) % shard.hosts : shard.hosts]
@@ -70,17 +74,35 @@ def batches_in_order(
     batch_size: int,
     transform: Callable[[Any], Example],
     stack: Callable[[Sequence[Example]], Batch] | None = None,
+    shard: Shard | None = None,
 ) -> grain.MapDataset[Batch]:
-    """All records in order; the last batch is filled up with its last example at weight 0."""
+    """All records in order; the last batch is filled up with the last example at weight 0.
 
-    def stack_and_pad(examples: Sequence[Example]) -> Batch:
-        missing = batch_size - len(examples)
-        batch = (stack or stack_examples)([*examples, *[examples[-1]] * missing])
-        weights = np.array(batch.weights)
-        weights[len(examples) :] = 0
-        return batch._replace(weights=weights)
+    Args:
+        source: records, with random access.
+        batch_size: examples a batch, of this host.
+        transform: record -> example.
+        stack: examples -> batch; the default stacks their arrays.
+        shard: whose rows of the batches of all hosts; the default is this JAX process's.
+    """
+    shard = shard or this_process()
+    batches = -(-len(source) // (batch_size * shard.hosts))
+    last = len(source) - 1
 
-    return grain.MapDataset.source(source).map(transform).batch(batch_size, batch_fn=stack_and_pad)
+    def position(index: int) -> int:
+        batch, row = divmod(index, batch_size)
+        return (batch * shard.hosts + shard.host) * batch_size + row
+
+    def example(index: int) -> tuple[Example, bool]:
+        return transform(source[min(position(index), last)]), position(index) <= last
+
+    def stack_with_weights(examples: Sequence[tuple[Example, bool]]) -> Batch:
+        rows, real = zip(*examples, strict=True)
+        batch = (stack or stack_examples)(rows)
+        return batch._replace(weights=batch.weights * np.array(real, np.float32))
+
+    rows = grain.MapDataset.range(batches * batch_size).map(example)
+    return rows.batch(batch_size, batch_fn=stack_with_weights)
 
 
 def stack_examples(examples: Sequence[Example]) -> Batch:

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from examples.data.base import Batch, DataError, Stream, require_folder
+from examples.data.pipeline import Shard, this_process
 
 END, UNKNOWN = "<eos>", "<unk>"
 PADDING = -1
@@ -64,20 +65,23 @@ class WikiText:
 
 
 def segments(
-    text: np.ndarray, batch_size: int, words: int, full: bool = False
+    text: np.ndarray, batch_size: int, words: int, full: bool = False, shard: Shard | None = None
 ) -> grain.MapDataset[Batch]:
     """The text's segments in order, as batches (batch size, words).
 
     Args:
         text: word numbers (n,).
-        batch_size: streams that are read side by side.
+        batch_size: streams that this host reads side by side.
         words: of a segment.
         full: whether to leave out a last segment that is shorter; else it is padded.
+        shard: whose streams of those of all hosts; the default is this JAX process's.
     """
-    length = (len(text) - 1) // batch_size
+    host, hosts = shard or this_process()
+    streams, own = batch_size * hosts, slice(host * batch_size, (host + 1) * batch_size)
+    length = (len(text) - 1) // streams
     count = length // words if full else -(-length // words)
-    inputs = text[: batch_size * length].reshape(batch_size, length)
-    targets = text[1 : batch_size * length + 1].reshape(batch_size, length)
+    inputs = text[: streams * length].reshape(streams, length)[own]
+    targets = text[1 : streams * length + 1].reshape(streams, length)[own]
 
     def segment(index: int) -> Batch:
         columns = slice(index * words, (index + 1) * words)

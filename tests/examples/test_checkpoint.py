@@ -1,7 +1,6 @@
 """Checkpoints: a run that was interrupted ends bit for bit where it would have ended."""
 
 import shutil
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +11,11 @@ from examples import loop
 from examples.checkpoint import FOLDER, Checkpoints
 from examples.recipe import RecipeError
 from tests.examples import tiny
+from tests.examples.runs import changed, fitted, without_times
 
 
 def prepared(run):
     return loop.prepare(run, run.recipe.load(None))
-
-
-def changed(program, **settings):
-    """The same compiled program with settings that its compilation does not depend on."""
-    run = replace(program.run, settings=replace(program.run.settings, **settings))
-    return replace(program, task=replace(program.task, run=run))
-
-
-def fitted(out, program, resume=False):
-    out.mkdir(exist_ok=True)
-    rows, run = [], program.run
-    with Checkpoints(out, run, 0, resume) as checkpoints:
-        fit = loop.fit(program, 0, rows.append, checkpoints)
-    assert rows == fit.rows
-    return fit
 
 
 def same(a, b):
@@ -38,10 +23,6 @@ def same(a, b):
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     data = lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x)
     return all((data(x) == data(y)).all() for x, y in pairs)
-
-
-def without_times(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])

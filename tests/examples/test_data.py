@@ -42,6 +42,14 @@ def test_shards_are_disjoint_parts_of_one_shuffle_and_of_one_size():
     assert len(set(seen)) == 12
 
 
+def test_hosts_share_the_batches_that_one_would_read_in_every_pass():
+    alone = training_batches(numbers(13), 4, 7, keep).repeat(2)
+    parts = [training_batches(numbers(13), 2, 7, keep, Shard(n, 2)).repeat(2) for n in range(2)]
+    assert len(alone) == len(parts[0]) == 6
+    for batch, *shares in zip(alone, *parts, strict=True):
+        assert sorted(batch.inputs) == sorted(np.concatenate([share.inputs for share in shares]))
+
+
 def test_random_transformations_follow_seed_and_pass():
     def noise(example, rng):
         return rng.integers(1 << 30), example[1]
@@ -67,6 +75,17 @@ def test_the_last_batch_in_order_is_padded_at_weight_0():
     batches = list(batches_in_order(numbers(5), 3, lambda example: example))
     assert [list(batch.inputs) for batch in batches] == [[0, 1, 2], [3, 4, 4]]
     assert [list(batch.weights) for batch in batches] == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_hosts_read_their_rows_of_the_batches_in_order():
+    same = lambda example: example
+    for host, inputs, weights in (
+        (0, [[0, 1], [4, 4]], [[1, 1], [1, 0]]),
+        (1, [[2, 3], [4, 4]], [[1, 1], [0, 0]]),
+    ):
+        batches = list(batches_in_order(numbers(5), 2, same, shard=Shard(host, 2)))
+        assert [list(batch.inputs) for batch in batches] == inputs
+        assert [list(batch.weights) for batch in batches] == weights
 
 
 # IDX

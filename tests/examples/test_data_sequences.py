@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from examples.data import DataError, audio, ljspeech, wikitext
-from examples.data.pipeline import iterate
+from examples.data.pipeline import Shard, iterate
 
 # WikiText
 
@@ -50,6 +50,14 @@ def test_segments_are_continuous_streams_of_the_text():
     last = list(wikitext.segments(text, 2, 5))[-1]
     assert last.targets.tolist() == [[11, 12, 13, -1, -1], [24, 25, 26, -1, -1]]
     np.testing.assert_allclose(last.weights, 0.6)
+
+
+def test_hosts_read_their_streams_of_the_text():
+    text = np.arange(27, dtype=np.int32)
+    alone = wikitext.segments(text, 4, 5)
+    parts = [wikitext.segments(text, 2, 5, shard=Shard(host, 2)) for host in range(2)]
+    for batch, *shares in zip(alone, *parts, strict=True):
+        assert (batch.targets == np.concatenate([share.targets for share in shares])).all()
 
 
 def test_a_text_is_a_stream_of_segments(text_dir):

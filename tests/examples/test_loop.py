@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from examples import loop
-from examples.data import Batch, Stream
-from examples.data.pipeline import batches_in_order
+from examples import loop, parallel
+from examples.data import Batch
+from examples.data.pipeline import iterate
 from examples.recipe import RecipeError, make_run, split_overrides
+from examples.streaming import Feed
 from tests.examples import tiny
 
 
@@ -139,41 +140,11 @@ def test_the_rate_falls_by_stages_or_smoothly_to_the_end(schedule, middle):
     assert rates[19] < 0.11
 
 
-class Counter(nnx.Module):
-    """Remembers the sum of all inputs so far; its output is that sum times a weight."""
-
-    def __init__(self, dtype, rngs):
-        self.kernel = nnx.Param(jnp.ones((1, 1)))
-
-    def __call__(self, inputs, memory):
-        memory = memory + jnp.sum(inputs, axis=1, keepdims=True)
-        return memory @ self.kernel[...], memory
-
-
-def counting_stream():
-    """Three batches of ones a pass, in order."""
-
-    def batches(size):
-        ones = np.ones((3 * size, 2), np.float32)
-        return batches_in_order(list(ones), size, lambda row: (row, np.float32(0)))
-
-    return Stream(lambda size, seed: batches(size), batches, batches, 12, 12, "ones", threads=0)
-
-
-def test_a_memory_runs_through_a_pass_and_starts_anew_with_the_next():
-    recipe = tiny.changed(
-        model=lambda rngs, dtype: Counter(dtype, rngs),
-        forward=lambda model, inputs, memory: model(inputs, memory),
-        memory=lambda model, size: jnp.zeros((size, 1)),
-        loss=lambda outputs, targets: outputs[:, 0],
-        metrics={"last": lambda outputs, targets: outputs[:, 0]},
-        derived={"double": lambda loss: 2 * loss},
-    )
-    run = tiny.tiny_run(
-        "sgd", recipe, batch_size=4, eval_batch_size=4, learning_rate=1e-30, epochs=3,
-        steps_per_epoch=2, stages="",
-    )  # fmt: skip
-    program = loop.prepare(run, counting_stream())
+@pytest.mark.parametrize("mode", [None, "jit", "pmap"])
+def test_a_memory_runs_through_a_pass_and_starts_anew_with_the_next(mode):
+    run = tiny.counting_run()
+    devices = parallel.MODES[mode](jax.devices()[:4]) if mode else parallel.ONE_DEVICE
+    program = loop.prepare(run, tiny.counting_stream(), devices)
     state, feed, memories = program.start(0), program.feed(0), []
     for _ in range(3):  # 6 steps of a pass of 3
         state, _ = program.epoch(state, feed)
@@ -236,3 +207,15 @@ def test_batches_of_several_shapes_are_compiled_once_each():
         state, total = streaming.step(state, batch, total)
         compiled.append(streaming.step.seconds)
     assert 0 < compiled[0] < compiled[1] == compiled[2] == compiled[3]
+
+
+def test_batches_read_ahead_are_not_taken_yet():
+    ones = tiny.counting_stream().train(4, 0).repeat()
+    feed = Feed(iterate(ones, 0), lambda batch: batch, ahead=2)
+    feed.take()
+    feed.fill()
+    assert feed.taken == 1
+    feed.take()
+    feed.seek(5)
+    feed.take()
+    assert feed.taken == 6
