@@ -11,5 +11,7 @@
 | `in_memory.py`, `streaming.py` | the two ways to make epochs of steps |
 | `loop.py`, `checkpoint.py` | epochs, their figures, and checkpoints between them |
 | `report.py`, `plots.py` | what a run leaves behind |
-| `train.py`, `compare.py` | the commands |
+| `classification.py`, `language.py`, `speech.py` | losses and metrics; text drawn from a model |
+| `griffin_lim.py` | spectrograms -> sound |
+| `train.py`, `compare.py`, `generate.py` | the commands |
 """

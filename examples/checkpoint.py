@@ -6,7 +6,8 @@ run that resumes ends bit for bit where it would have ended.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from examples.overrides import plain_fields
-from examples.recipe import RecipeError, Run
+from examples.recipe import RecipeError, Run, changed
+from examples.recipes import find
 from examples.task import TrainState
 
 FOLDER = "checkpoints"
 
 # What may differ between the run that wrote a checkpoint and the one that goes on with it.
 _FREE = ("settings.epochs", "settings.checkpoint_every", "scale")
+_LENGTH = "settings.epochs (the schedule depends on them)"
 
 
 class Checkpoints:
@@ -101,21 +104,61 @@ class Checkpoints:
         epoch = self._manager.latest_step()
         if epoch is None:
             raise RecipeError(f"--resume: expected a whole checkpoint in {self.folder}, found none")
-        try:
-            notes = self._manager.restore(
-                epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-            )["notes"]
+        with _damage_named(self.folder / str(epoch)):
+            notes = _notes(self._manager, epoch)
             _refuse_another_run(self.folder, notes["identity"], self.identity)
             arrays = self._manager.restore(
                 epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_path(start)))
             )["state"]
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RecipeError(
-                f"{self.folder / str(epoch)}: expected a whole checkpoint of this run, "
-                f"but it is damaged ({first_line})"
-            ) from error
         return _from_path(start, arrays), notes["position"], notes["rows"]
+
+
+@contextmanager
+def _damage_named(checkpoint: Path) -> Iterator[None]:
+    """What reading a damaged checkpoint raises, as one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"{checkpoint}: expected a whole checkpoint of this run, "
+            f"but it is damaged ({first_line})"
+        ) from error
+
+
+def _notes(manager: ocp.CheckpointManager, epoch: int) -> Any:
+    return manager.restore(epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+
+
+def last_run(out: Path) -> Run:
+    """The run that the checkpoints in a folder are of."""
+    folder = (out / FOLDER).absolute()
+    if not folder.is_dir():
+        raise RecipeError(
+            f"{folder}: expected the checkpoints of a run, which examples.train writes with "
+            "checkpoint_every=N, found no such folder"
+        )
+    with ocp.CheckpointManager(folder) as manager:
+        epoch = manager.latest_step()
+        if epoch is None:
+            raise RecipeError(f"{folder}: expected a whole checkpoint, found none")
+        with _damage_named(folder / str(epoch)):
+            return run_of(_notes(manager, epoch)["identity"])
+
+
+def run_of(identity: Mapping[str, Any]) -> Run:
+    """The run of an identity; what the identity leaves out is as the recipe has it."""
+    recipe, optimizer = find(identity["recipe"]), identity["method.name"]
+    changes = {
+        name.removeprefix("settings.").removeprefix("method."): (
+            tuple(value) if isinstance(value, list) else value
+        )
+        for name, value in identity.items()
+        if name not in ("recipe", "method.name", _LENGTH)
+    }
+    return changed(
+        Run(recipe, optimizer, "paper", recipe.settings, recipe.methods[optimizer]), changes
+    )
 
 
 def identity(run: Run, seed: int) -> dict[str, Any]:
@@ -131,7 +174,7 @@ def identity(run: Run, seed: int) -> dict[str, Any]:
     flat: dict[str, Any] = json.loads(json.dumps(_flatten(parts)))
     # A rate that falls to the end of the run depends on where the end is.
     if run.method.schedule != "stages":
-        flat["settings.epochs (the schedule depends on them)"] = run.settings.epochs
+        flat[_LENGTH] = run.settings.epochs
     return flat
 
 

@@ -110,6 +110,19 @@ def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> 
         figure.savefig(folder / file)
 
 
+def plot_alignment(path: Path, weights: np.ndarray, text: str, title: str) -> None:
+    """Attention weights (frames, symbols): what was read when; good speech is a rising line."""
+    figure = Figure(figsize=(6, 4.5), dpi=130, layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(weights.T, origin="lower", aspect="auto", cmap="viridis", interpolation="nearest")
+    if len(text) <= 60:
+        ax.set_yticks(range(len(text)), text)
+    ax.set_xlabel("frame")
+    ax.set_ylabel("symbol")
+    ax.set_title(title)
+    figure.savefig(path)
+
+
 def _band(ax: Axes, fits: Sequence[Fit], name: str, label: str, index: int) -> None:
     """Mean of a figure over the seeds, as far as all of them got, and the range around it."""
     length = min(len(fit.rows) for fit in fits)

@@ -97,9 +97,12 @@ class Recipe:
         sparsity: name and function (params, regularizer) -> scalar of the structure metric.
         methods: hyperparameters of each method, by name.
         settings: those of the paper.
-        scales: what the scales other than `paper` change, by the names of the command line.
+        scales: what the scales other than `paper` change, by the names of the command line;
+            `METHOD.FIELD` is a field of one method.
         derived: functions of the mean loss by name, such as a perplexity; the first is the headline
             where there are no metrics.
+        check: (load, model) -> None; raises `RecipeError` where they do not fit each other.
+        headline_figure: name of the headline where it is another one, such as the loss.
         forward: how the model is called.
         memory: (model, batch size) -> memory before the first batch of a pass, for a `forward` that
             has one. The data is then a `Stream` whose batches follow each other, and no gradient
@@ -124,6 +127,8 @@ class Recipe:
     settings: Settings
     scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     derived: Mapping[str, Callable[[jax.Array], jax.Array]] = field(default_factory=dict)
+    check: Callable[[Any, Any], None] = lambda load, model: None
+    headline_figure: str = ""
     forward: Forward = plain_forward
     memory: Callable[[Any, int], Any] | None = None
     prepare: Callable[[Any], Any] | None = None
@@ -133,7 +138,7 @@ class Recipe:
     @property
     def headline(self) -> str:
         """Name of the one figure besides the objective that is always shown."""
-        return next(iter([*self.metrics, *self.derived]), "loss")
+        return self.headline_figure or next(iter([*self.metrics, *self.derived]), "loss")
 
     @property
     def figures(self) -> list[str]:
@@ -189,16 +194,29 @@ def make_run(
     if scale not in SCALES:
         raise RecipeError(f"scale: expected one of {_names(SCALES)}, got {scale!r}")
     types = run_fields(recipe, recipe.methods[optimizer])
-    changes: dict[str, Any] = dict(recipe.scales.get(scale, {}))
+    changes = scale_changes(recipe, optimizer, scale)
     for name, text in (overrides or {}).items():
         if name not in types:
             raise RecipeError(f"{name}: no such field for {optimizer}, which has {_names(types)}")
         changes[name] = parse(name, types[name], text)
-    run = _changed(
+    run = changed(
         Run(recipe, optimizer, scale, recipe.settings, recipe.methods[optimizer]), changes
     )
+    run.recipe.check(run.recipe.load, run.recipe.model)
     run.transformation(steps_per_epoch=1)  # so that constants out of range are found at once
     return run
+
+
+def scale_changes(recipe: Recipe, optimizer: str, scale: str) -> dict[str, Any]:
+    """What a scale changes for one method, by the names of the command line."""
+    changes = {}
+    for name, value in recipe.scales.get(scale, {}).items():
+        head, _, field_name = name.partition(".")
+        if head == optimizer:
+            changes[field_name] = value
+        elif head not in recipe.methods:
+            changes[name] = value
+    return changes
 
 
 def run_fields(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -211,7 +229,7 @@ def run_fields(recipe: Recipe, method: Method) -> dict[str, Any]:
     }
 
 
-def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
+def changed(run: Run, changes: Mapping[str, Any]) -> Run:
     """The run with fields changed, each where it belongs."""
     settings_names, method_names = field_types(run.settings), field_types(run.method)
     parts: dict[str, dict[str, Any]] = {"settings": {}, "method": {}, "model": {}, "data": {}}

@@ -86,7 +86,11 @@ class Task:
     def memory(self, batch_size: int) -> Any:
         """The memory before the first batch."""
         recipe = self.run.recipe
-        return recipe.memory(make_model(self.run, 0), batch_size) if recipe.memory else ()
+        if not recipe.memory:
+            return ()
+        # Only its sizes are asked for.
+        model = nnx.eval_shape(lambda: make_model(self.run, 0))
+        return recipe.memory(model, batch_size)
 
     def placed_memory(self, batch_size: int) -> Any:
         """The same on the devices."""
@@ -185,15 +189,15 @@ def make_model(run: Run, seed: int) -> nnx.Module:
 
 
 def make_task(run: Run, steps_per_epoch: int, parallel: OneDevice) -> Task:
-    """Takes the run's model apart."""
-    model = make_model(run, 0)
+    """Takes the run's model apart; its parameters are not made for that."""
+    model = nnx.eval_shape(lambda: make_model(run, 0))
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
             module.axis_name = parallel.axis
-    params = jax.eval_shape(lambda: nnx.state(model, nnx.Param))
+    params = nnx.state(model, nnx.Param)
     transformation = run.transformation(steps_per_epoch, parallel.placement())
     return Task(run, transformation, nnx.graphdef(model), eval_graph, params, parallel)
 

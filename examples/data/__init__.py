@@ -6,7 +6,9 @@
 | `cifar.py` | CIFAR-10, CIFAR-100: the Python batches | arrays in memory |
 | `imagenet.py` | a folder of JPEG files per class | batches read as needed |
 | `wikitext.py` | one text file per split, words separated by blanks | segments of parallel streams |
+| `sotu.py` | a text file per State of the Union address | the same |
 | `ljspeech.py` | `metadata.csv` and a folder of WAV files | batches padded to a few lengths |
+| `asterisk.py` | a list of texts and folders of WAV files | the same |
 
 Small sets are a `Dataset` of arrays that lives on the device; large ones a `Stream` of batches that
 Grain reads, shuffles and transforms. Files that are missing or damaged raise `DataError`.

@@ -47,14 +47,19 @@ class Audio:
 
 def mel_spectrogram(sound: np.ndarray, audio: Audio) -> np.ndarray:
     """Samples in [-1, 1] (n,) -> (frames, mels) float32; frames are centered on multiples of hop."""
+    magnitudes = np.abs(spectrum(sound, audio)).astype(np.float32)
+    mel = magnitudes @ mel_filters(audio).T
+    return np.log(np.maximum(mel, audio.floor)).astype(np.float32)
+
+
+def spectrum(sound: np.ndarray, audio: Audio) -> np.ndarray:
+    """The short-time Fourier transform: samples (n,) -> (frames, fft // 2 + 1), complex."""
     half = audio.fft // 2
     # Reflection needs more samples than it adds.
     sound = np.pad(sound, (0, max(0, half + 1 - len(sound))))
     padded = np.pad(sound, half, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, audio.fft)[:: audio.hop]
-    spectrum = np.abs(np.fft.rfft(frames * _window(audio), axis=-1))
-    mel = spectrum.astype(np.float32) @ mel_filters(audio).T
-    return np.log(np.maximum(mel, audio.floor)).astype(np.float32)
+    return np.fft.rfft(frames * window(audio), axis=-1)
 
 
 @lru_cache
@@ -86,7 +91,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @lru_cache
-def _window(audio: Audio) -> np.ndarray:
+def window(audio: Audio) -> np.ndarray:
     """A periodic Hann window, centered in the transform."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.window) / audio.window)
     before = (audio.fft - audio.window) // 2
@@ -130,3 +135,13 @@ def read_sound(path: Path, audio: Audio) -> np.ndarray:
             f"found {len(content) // 2}: truncated"
         )
     return np.frombuffer(content, "<i2").astype(np.float32) / 32768.0
+
+
+def write_sound(path: Path, sound: np.ndarray, audio: Audio) -> None:
+    """Samples (n,) as a WAV file of 16 bits; what is outside [-1, 1) is cut off."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(audio.sample_rate)
+        samples = np.clip(np.round(sound * 32768.0), -32768, 32767)
+        file.writeframes(samples.astype("<i2").tobytes())

@@ -83,6 +83,7 @@ class Stream:
         test_examples: how many there are.
         source: where it came from, in words, for the run's summary.
         threads: how many threads read and transform batches ahead of the device.
+        vocabulary: of a text, its words by their numbers.
     """
 
     train: Callable[[int, int], grain.MapDataset[Batch]]
@@ -92,6 +93,7 @@ class Stream:
     test_examples: int
     source: str
     threads: int = 2
+    vocabulary: tuple[str, ...] = ()
 
 
 def require_folder(path: Path, holding: str) -> Path:

@@ -48,8 +48,11 @@ class Clip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LJSpeech:
-    """Reads texts and recordings as a stream: inputs `Utterance`, targets (mels, mel_lengths).
+class SpeechReader:
+    """Settings of all readers of recordings, and the stream they make.
+
+    Inputs are `Utterance`, targets (mels, mel_lengths). An example's weight is the number of its
+    frames, so that means are over frames.
 
     Attributes:
         test_clips: how many recordings, drawn with a fixed seed, are kept for the test set.
@@ -63,19 +66,18 @@ class LJSpeech:
     audio: Audio = field(default_factory=Audio)
     threads: int = 8
 
-    def __call__(self, data_dir: Path | None) -> Stream:
-        if data_dir is None:
-            raise DataError(
-                "ljspeech: expected --data-dir with metadata.csv and wavs; "
-                "`python -m examples.download ljspeech` fetches them"
-            )
-        inside = data_dir / "LJSpeech-1.1"
-        root = require_folder(inside if inside.is_dir() else data_dir, "metadata.csv and wavs")
-        clips = read_clips(root, self.audio)
+    def stream(self, clips: Sequence[Clip], path: Path, name: str) -> Stream:
+        """Recordings as a stream.
+
+        Args:
+            clips: all of them.
+            path: where they are from, for messages.
+            name: of the set.
+        """
         if len(clips) <= self.test_clips:
             raise DataError(
-                f"{root / 'metadata.csv'}: expected more than data.test_clips={self.test_clips} "
-                f"recordings, found {len(clips)}"
+                f"{path}: expected more than data.test_clips={self.test_clips} recordings, "
+                f"found {len(clips)}"
             )
         order = np.random.default_rng(0).permutation(len(clips))
         test, train = ([clips[i] for i in part] for part in np.split(order, [self.test_clips]))
@@ -85,13 +87,28 @@ class LJSpeech:
             test=lambda size: in_order(test, size, self._read),
             train_examples=len(train),
             test_examples=len(test),
-            source=f"{len(train):,} + {len(test):,} recordings",
+            source=f"{name}: {len(train):,} + {len(test):,} recordings",
             threads=self.threads,
         )
 
     def _read(self, clip: Clip) -> Example:
         """Symbols and spectrogram of one recording."""
         return clip.symbols, mel_spectrogram(read_sound(clip.path, self.audio), self.audio)
+
+
+@dataclass(frozen=True)
+class LJSpeech(SpeechReader):
+    """Reads LJSpeech."""
+
+    def __call__(self, data_dir: Path | None) -> Stream:
+        if data_dir is None:
+            raise DataError(
+                "ljspeech: expected --data-dir with metadata.csv and wavs; "
+                "`python -m examples.download ljspeech` fetches them"
+            )
+        inside = data_dir / "LJSpeech-1.1"
+        root = require_folder(inside if inside.is_dir() else data_dir, "metadata.csv and wavs")
+        return self.stream(read_clips(root, self.audio), root / "metadata.csv", "LJSpeech")
 
 
 def read_clips(root: Path, audio: Audio) -> list[Clip]:
@@ -174,6 +191,6 @@ def padding_to(clips: Sequence[Clip]) -> Callable[[Sequence[Example]], Batch]:
             np.array([len(mel) for mel in mels], np.int32),
         )
         targets = (utterance.mels, utterance.mel_lengths)
-        return Batch(utterance, targets, np.ones(len(examples), np.float32))
+        return Batch(utterance, targets, utterance.mel_lengths.astype(np.float32))
 
     return stack

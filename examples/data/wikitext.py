@@ -8,7 +8,7 @@ segments that follow each other, so that its memory of one segment is there for 
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,19 +29,21 @@ class WikiText:
     """Reads a text as a stream of segments, in order.
 
     A batch's inputs are (words, targets) and its targets again the targets, all (batch, words)
-    int32, as a model with an adaptive softmax needs the targets to compute its loss. An example's
-    weight is the number of its words that are not padding, over `words`.
+    int32, as a model with an adaptive softmax needs the targets to compute its loss. An example is a
+    segment of one stream; its weight is the number of its words that are not padding, over `words`.
 
     Attributes:
         words: of a segment.
         vocabulary: at most so many words, the most frequent ones of the training text; the others
             read as `<unk>`. 267,735 are all of WikiText-103.
         split: what is evaluated.
+        test_limit: how many of its words to take, from the first; 0 is all.
     """
 
     words: int = 192
     vocabulary: int = 267_735
     split: Literal["valid", "test"] = "test"
+    test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Stream:
         if data_dir is None:
@@ -52,16 +54,38 @@ class WikiText:
         inside = data_dir / "wikitext-103"
         root = require_folder(inside if inside.is_dir() else data_dir, "the files wiki.*.tokens")
         train, numbers = encode_training_text(root / "wiki.train.tokens", self.vocabulary)
-        test = encode(root / f"wiki.{self.split}.tokens", numbers)
-        return Stream(
-            train=lambda size, seed: segments(train, size, self.words, full=True),
-            train_in_order=lambda size: segments(train, size, self.words),
-            test=lambda size: segments(test, size, self.words),
-            train_examples=len(train),
-            test_examples=len(test),
-            source=f"{len(train):,} + {len(test):,} words, {len(numbers):,} different",
-            threads=1,
-        )
+        text = encode(root / f"wiki.{self.split}.tokens", numbers)
+        test = text[: self.test_limit or None]
+        return text_stream(train, test, numbers, self.words, "WikiText")
+
+    @staticmethod
+    def tokens(text: str) -> list[str]:
+        """The words of a text that somebody typed."""
+        return text.split()
+
+
+def text_stream(
+    train: np.ndarray, test: np.ndarray, numbers: dict[str, int], words: int, name: str
+) -> Stream:
+    """Both texts as segments in order.
+
+    Args:
+        train: word numbers (n,).
+        test: word numbers (m,).
+        numbers: of the words.
+        words: of a segment.
+        name: of the set.
+    """
+    return Stream(
+        train=lambda size, seed: segments(train, size, words, full=True),
+        train_in_order=lambda size: segments(train, size, words),
+        test=lambda size: segments(test, size, words),
+        train_examples=len(train) // words,
+        test_examples=len(test) // words,
+        source=f"{name}: {len(train):,} + {len(test):,} words, {len(numbers):,} different",
+        threads=1,
+        vocabulary=tuple(sorted(numbers, key=numbers.__getitem__)),
+    )
 
 
 def segments(
@@ -94,18 +118,26 @@ def segments(
 
 
 def encode_training_text(path: Path, limit: int) -> tuple[np.ndarray, dict[str, int]]:
+    """The training text of a file, numbered; see `number_words`."""
+    return number_words(_lines(path), limit, path)
+
+
+def number_words(
+    lines: Iterable[Sequence[str]], limit: int, path: Path
+) -> tuple[np.ndarray, dict[str, int]]:
     """A text as numbers (n,) int32, and the number of each word: 0 is the most frequent one.
 
-    Words of equal frequency are numbered in the order they first come in. One pass over the file:
+    Words of equal frequency are numbered in the order they first come in. One pass over the text:
     words are numbered as they come, and renumbered when all have been counted.
 
     Args:
-        path: of the file.
+        lines: the words of each line.
         limit: words to number; the rarest beyond it read as `<unk>`.
+        path: of the text, for messages.
     """
     first: dict[str, int] = {}
     numbers = array("i")
-    for line in _lines(path):
+    for line in lines:
         numbers.extend([first.setdefault(word, len(first)) for word in line])
     text = np.frombuffer(numbers, np.int32)
     by_frequency = np.argsort(-np.bincount(text), kind="stable")
@@ -128,10 +160,21 @@ def encode_training_text(path: Path, limit: int) -> tuple[np.ndarray, dict[str, 
 
 
 def encode(path: Path, numbers: dict[str, int]) -> np.ndarray:
-    """A text as numbers (n,) int32 by a known vocabulary."""
+    """The text of a file as numbers (n,) int32 by a known vocabulary."""
+    return encode_words(_lines(path), numbers, path)
+
+
+def encode_words(lines: Iterable[Sequence[str]], numbers: dict[str, int], path: Path) -> np.ndarray:
+    """A text as numbers (n,) int32 by a known vocabulary.
+
+    Args:
+        lines: the words of each line.
+        numbers: of the words.
+        path: of the text, for messages.
+    """
     unknown = numbers.get(UNKNOWN)
     text = array("i")
-    for line in _lines(path):
+    for line in lines:
         for word in line:
             number = numbers.get(word, unknown)
             if number is None:

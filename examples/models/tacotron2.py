@@ -85,7 +85,7 @@ class Recording(NamedTuple):
 
 
 class SpeechLoss(NamedTuple):
-    """Per text (n,); the mean over the texts is the mean over all frames that are no padding.
+    """Per text (n,), means over its frames without the padding.
 
     Attributes:
         mel: squared error before the postnet.
@@ -286,10 +286,9 @@ def speech_loss(speech: Speech, target: Recording) -> SpeechLoss:
     frames = target.mels.shape[1]
     mask = within(target.lengths, frames)
     is_last = (jnp.arange(frames) == target.lengths[:, None] - 1).astype(jnp.float32)
-    average = jnp.mean(target.lengths.astype(jnp.float32))
 
     def per_text(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mask, x, 0.0), axis=-1) / average
+        return jnp.sum(jnp.where(mask, x, 0.0), axis=-1) / target.lengths
 
     return SpeechLoss(
         per_text(jnp.mean((speech.mel - target.mels) ** 2, axis=-1)),

@@ -2,13 +2,17 @@
 
 from examples.recipe import Recipe, RecipeError
 from examples.recipes import (
+    asterisk_tacotron2,
     cifar_resnet50,
     cifar_vgg19,
     cifar_vit_mim,
     fashion_mnist_convnet,
     fashion_mnist_mlp,
     imagenet_resnet50,
+    ljspeech_tacotron2,
     mnist_linear,
+    sotu_transformer_xl,
+    wikitext_transformer_xl,
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -21,6 +25,10 @@ RECIPES: dict[str, Recipe] = {
         *cifar_resnet50.RECIPES,
         imagenet_resnet50.RECIPE,
         *cifar_vit_mim.RECIPES,
+        wikitext_transformer_xl.RECIPE,
+        sotu_transformer_xl.RECIPE,
+        ljspeech_tacotron2.RECIPE,
+        asterisk_tacotron2.RECIPE,
     )
 }
 

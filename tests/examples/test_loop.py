@@ -196,6 +196,13 @@ def test_nested_fields_are_set_from_the_command_line_and_by_scales():
             make_run(tiny.RECIPE, "ramda", "paper", {name: text})
 
 
+def test_a_scale_can_change_a_field_of_one_method():
+    recipe = tiny.changed(scales={"small": {"ramda.strength": 0.5, "epochs": 2}})
+    for optimizer, strength in (("ramda", 0.5), ("adamw", 0.0)):
+        run = make_run(recipe, optimizer, "small")
+        assert (run.method.strength, run.settings.epochs) == (strength, 2)
+
+
 def test_batches_of_several_shapes_are_compiled_once_each():
     recipe = tiny.changed(loss=lambda outputs, targets: outputs[:, 0], metrics={})
     run = tiny.tiny_run("sgd", recipe, stream="true")
