@@ -55,7 +55,7 @@ MODELS = TASKS | {
     "tiny_nuclear": _mlp(TINY["tiny_nuclear"], rj.NuclearNorm),
     "wide_mlp": _mlp(WIDE, rj.GroupLasso),
 }
-DEFAULTS = ("vgg19", "fashion_mlp")
+DEFAULTS = ("wide_mlp", "tiny_nuclear")
 STEPS = ("update", "training")
 STATES = programs.STATES[:2]
 TRAINED = (
