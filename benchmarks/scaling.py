@@ -1,7 +1,7 @@
 """What a step costs on many devices: bytes of state on each, what they send each other, time.
 
     python -m benchmarks.scaling [--devices 1 2 4 8] [--topologies v5e:2x4 v6e:2x4 v5e:16x16]
-                                 [--models vgg19 fashion_mlp] [--json FILE]
+                                 [--models wide_mlp tiny_nuclear] [--json FILE]
 
 Two steps of RAMDA are compiled, donated and data-parallel under `jax.jit` (`benchmarks/programs.py`).
 `update` is the optimizer alone: gradients come in as the backward pass leaves them. `training` is the
