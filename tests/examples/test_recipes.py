@@ -36,7 +36,7 @@ FASHION = {
 def test_a_fashion_mnist_recipe_trains(tmp_path, idx_dir, name):  # noqa: F811
     structure, overrides = FASHION[name]
     options = ["--scale", "smoke", "--data-dir", str(idx_dir), "--out", str(tmp_path / "run")]
-    assert train.main([name, *options, *overrides, "batch_size=50", "momentum=0.5"]) == 0
+    assert train.main([name, *options, *overrides, "batch_size=40", "momentum=0.5"]) == 0
     rows = read_csv(tmp_path / "run" / "metrics.csv")
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert 0 <= rows[-1][structure] <= rows[-1][f"structured_{structure}"] <= 1
@@ -158,7 +158,7 @@ def test_a_run_goes_on_with_resume_from_the_command_line(tmp_path, idx_dir, caps
 def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeypatch):  # noqa: F811
     asked = []
     monkeypatch.setattr(
-        "examples.loop.prepare", lambda run, data: asked.append(data.train_examples)
+        "examples.loop.prepare", lambda run, data, _: asked.append(data.train_examples)
     )
     monkeypatch.setattr("examples.compare.train_into", lambda *arguments: 1 / 0)
     command = ["fashion_mnist_mlp", "--scale", "smoke", "--data-dir", str(idx_dir)]

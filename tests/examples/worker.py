@@ -11,8 +11,6 @@ from examples.checkpoint import Checkpoints
 from examples.recipes import RECIPES
 from tests.examples import tiny
 
-RECIPES[tiny.PLAIN.name] = tiny.PLAIN
-
 
 def end_at(process, epoch):
     """The process kills itself when so many epochs are done, with no chance to tell the others."""
@@ -26,7 +24,8 @@ def end_at(process, epoch):
     Checkpoints.due = due_or_dead
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where pytest looks for doctests
+    RECIPES[tiny.PLAIN.name] = tiny.PLAIN
     if "END_AT" in os.environ:
         end_at(*map(int, os.environ["END_AT"].split(",")))
     sys.exit(train.main(sys.argv[1:]))
