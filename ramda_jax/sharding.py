@@ -39,9 +39,10 @@ def state_sharding(
       >>> import jax, jax.numpy as jnp, ramda_jax as rj
       >>> mesh = jax.make_mesh((1,), ("data",))
       >>> tx = rj.ramda(1e-2, rj.GroupLasso(1e-3), placement=rj.Placement("data", mesh))
-      >>> shardings = rj.state_sharding(tx, {"kernel": jnp.ones((8, 4))})
-      >>> print(shardings.model.grad_sum["kernel"].spec)
-      PartitionSpec('data', None)
+      >>> params = {"kernel": jnp.ones((8, 4))}
+      >>> state = jax.jit(tx.init, out_shardings=rj.state_sharding(tx, params))(params)
+      >>> state.model.grad_sum["kernel"].sharding.mesh == mesh
+      True
     """
     abstract = jax.eval_shape(tx.init, params)
     states = [s for s in jax.tree.leaves(abstract, is_leaf=is_state) if is_state(s)]
