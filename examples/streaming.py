@@ -74,7 +74,6 @@ class Streaming:
         stream: the data.
         step: (state, batch, iterations so far) -> (state, iterations); gives up the first.
         evaluation: (W, What, model state, batch, memories) -> (sums, memories).
-        structured: state -> What.
         figures: (state, What, training sums, test sums) -> figures.
     """
 
@@ -84,7 +83,6 @@ class Streaming:
     stream: Stream
     step: Compiled
     evaluation: Compiled
-    structured: Compiled
     figures: Compiled
 
     @property
@@ -93,7 +91,7 @@ class Streaming:
 
     @property
     def compile_seconds(self) -> float:
-        parts = (self.step, self.evaluation, self.structured, self.figures)
+        parts = (self.step, self.evaluation, self.task.structured, self.figures)
         return sum(part.seconds for part in parts)
 
     @property
@@ -124,7 +122,8 @@ class Streaming:
 
     def evaluate(self, state: TrainState) -> Figures:
         """Figures of W and What on both sets, each batch read once."""
-        settings, structured, size = self.run.settings, self.structured(state), self.eval_rows
+        settings, size = self.run.settings, self.eval_rows
+        structured = self.task.structured(state.opt_state, state.params)
         limit = settings.eval_train_examples or self.stream.train_examples
         in_order = self.stream.train_in_order(own_rows(size))
         train = self._sums(state, structured, in_order, -(-limit // size))
@@ -189,9 +188,6 @@ def prepare(run: Run, stream: Stream, parallel: OneDevice) -> Streaming:
         second, structured_memory = task.evaluate_batch(structured, model_state, batch, memories[1])
         return (first, second), (memory, structured_memory)
 
-    def structured(state: TrainState) -> nnx.State:
-        return run.method.structured_params(state.opt_state, state.params)
-
     def figures(
         state: TrainState,
         structured: nnx.State,
@@ -213,6 +209,5 @@ def prepare(run: Run, stream: Stream, parallel: OneDevice) -> Streaming:
         stream,
         parallel.step(step, (specs, ROWS, WHOLE), (specs, WHOLE), donate=(0,)),
         parallel.whole(evaluation, (WHOLE, (memory, memory))),
-        parallel.whole(structured),
         parallel.whole(figures),
     )

@@ -68,7 +68,7 @@ class Task:
 
     @cached_property
     def structured(self) -> Compiled:
-        """(state, W) -> What as one program; operation by operation it can outlast the training."""
+        """(method state, W) -> What as one program; operation by operation it can outlast the training."""
         return self.parallel.whole(self.run.method.structured_params)
 
     def start(self, seed: int) -> TrainState:

@@ -24,7 +24,7 @@ def select(
       args: pytrees of arrays, the same for all; all programs return the same structure, shapes and dtypes.
     """
     flat, treedef = jax.tree.flatten(args)
-    if any(_on_explicit_mesh(x) for x in flat):  # known already: slicing cut arrays is an error
+    if any(on_explicit_mesh(x) for x in flat):  # known already: slicing cut arrays is an error
         return whole(*args)
     names = ("", *local)
     traced = [
@@ -37,9 +37,14 @@ def select(
     return jax.tree.unflatten(jax.tree.structure(traced[0][1]), out)
 
 
-def _on_explicit_mesh(x: chex.Array) -> bool:
-    kinds = jax.typeof(x).sharding.mesh.axis_types
-    return any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
+def is_explicit(mesh: Any) -> bool:
+    """Whether the mesh has axes over which arrays say in their types how they are cut."""
+    return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
+
+
+def on_explicit_mesh(x: chex.Array) -> bool:
+    """Whether x is of such a type."""
+    return is_explicit(jax.typeof(x).sharding.mesh)
 
 
 _program_p = jax_core.Primitive("ramda_program")

@@ -124,7 +124,7 @@ def minimise(
         penalty = jnp.where(rejected, c.penalty, penalty)
         return _Carry(count, z, y, speed, penalty, objective, residual, done)
 
-    no = scale < 0
+    no = _numerics.never(scale)
     one = jnp.where(no, scale, 1.0)
     penalty = weight * psi.value(start)
     objective = smooth.value(start) + penalty

@@ -8,10 +8,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from ramda_jax import execution, parts, placement
+from ramda_jax import assignment, execution, parts, placement
 from ramda_jax.placement import Cut, Names, Placement
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers import Solver
@@ -129,14 +130,12 @@ Layout = Together | OnMesh | Inside
 
 
 def layout_of(
-    where: Placement | None,
-    paths: Sequence[str],
-    leaves: Sequence[Any],
-    regularizers: Sequence[Regularizer | None],
+    where: Placement | None, params: chex.ArrayTree, regularizers: Sequence[Regularizer | None]
 ) -> Layout:
     """The layout of a step over these parameters, which are whole."""
-    if where is None or not leaves:
+    if where is None or not regularizers:
         return Together()
+    paths, leaves, _ = assignment.flatten_with_paths(params)
     sizes = _bound(where.names)
     if sizes is not None:
         if where.params is not None:

@@ -53,7 +53,7 @@ def run(
         if way.alone:
             done = execution.run(method, some, parts, scalars)
         elif way.spread:
-            spans = [_span(cut, leaf) for cut, leaf in zip(where, parts, strict=True)]
+            spans = [_span(way, cut, leaf) for cut, leaf in zip(where, parts, strict=True)]
             done = execution.step(method, some, parts, scalars, spans=spans)
         else:
             done = _by_owners(method, some, where, parts, scalars)
@@ -78,13 +78,12 @@ def _separated(way: _Way) -> Names:
     return tuple(name for name in way.names if name not in way.spread)
 
 
-def _span(cut: Cut, leaf: execution.Leaf) -> Span:
+def _span(way: _Way, cut: Cut, leaf: execution.Leaf) -> Span:
     psi: Any = leaf.psi
     separable = psi.separable_axes(cut.shape)
     sizes = zip(leaf.param.shape, cut.shape, strict=True)
     shape = tuple(n if k in separable else whole for k, (n, whole) in enumerate(sizes))
-    names = tuple(name for k in cut.axes if k not in separable for name in cut.state[k])
-    return Span(shape, names)
+    return Span(shape, way.spread)
 
 
 def _agree(
@@ -131,9 +130,8 @@ def _owners(shapes: Sequence[tuple[int, ...]], devices: int) -> list[int]:
     """Which device solves each array: the largest first, each to who has the least to do."""
     work = [0.0] * devices
     owners = [0] * len(shapes)
-    cost = lambda shape: (
-        math.prod(shape) * min(math.prod(shape[:-1]), shape[-1])
-    )  # of a decomposition
+    # Of a decomposition.
+    cost = lambda shape: math.prod(shape) * min(math.prod(shape[:-1]), shape[-1])
     for i in sorted(range(len(shapes)), key=lambda i: -cost(shapes[i])):
         owners[i] = work.index(min(work))
         work[owners[i]] += cost(shapes[i])
@@ -146,9 +144,7 @@ def _by_owner(
     smooth = problem.smooth()
     rows = _rows(warm, problem.start.shape)
     scalar = smooth.d.ndim == 0
-    own = (
-        [smooth.at_zero(), problem.start] if scalar else [smooth.at_zero(), problem.start, smooth.d]
-    )
+    own = [smooth.at_zero(), problem.start, *([] if scalar else [smooth.d])]
     stacked = jnp.concatenate([jnp.stack(own), rows])
     stacked_layout = ((), *cut.state)
     mine = jax.lax.axis_index(cut.names) == owner

@@ -15,7 +15,7 @@ import chex
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ramda_jax import assignment
+from ramda_jax import _target, assignment
 from ramda_jax.regularizers import Regularizer
 
 # An array without an axis that separates groups and divides by the devices is cut across groups if it has at least so many
@@ -189,10 +189,11 @@ def params_layouts(
 ) -> list[tuple[Names, ...]]:
     """How the parameters are cut by themselves."""
     given = None if placement.params is None else dict(placement.params)
+    typed = placement.mesh is not None and _target.is_explicit(placement.mesh)
     layouts = []
     for path, leaf in zip(paths, leaves, strict=True):
         if given is None:
-            chosen = _spec_of_type(leaf) if is_explicit(placement.mesh) else None
+            chosen = _spec_of_type(leaf) if typed else None
         elif path in given:
             chosen = given[path]
         else:
@@ -232,18 +233,12 @@ def _state_layout(
     return tuple(placement.names if k == chosen else names for k, names in enumerate(layout))
 
 
-def is_explicit(mesh: Any) -> bool:
-    """Whether the mesh has axes over which arrays say in their types how they are cut."""
-    kinds = () if mesh is None else mesh.axis_types
-    return any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
-
-
 def lay(x: Any, mesh: Mesh, layout: Sequence[Names]) -> Any:
     """x, cut so; abstract arrays only say so."""
     sharding = NamedSharding(mesh, spec(layout))
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    if is_explicit(mesh):
+    if _target.is_explicit(mesh):
         return jax.sharding.reshard(x, sharding)
     return jax.lax.with_sharding_constraint(x, sharding)
 

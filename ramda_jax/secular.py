@@ -129,23 +129,33 @@ def total(problem: GroupProblem, x: chex.Array) -> chex.Array:
     return _over_devices([_sum(x, problem.axes)], problem.names)[0]
 
 
-def norms(problem: GroupProblem, x: chex.Array) -> chex.Array:
-    """||x_g|| in the keepdims layout, scaled by the largest entry, so that no square leaves the float range."""
-    largest = _largest(problem, x)
+def norms(x: chex.Array, axes: tuple[int, ...], names: tuple[str, ...] = ()) -> chex.Array:
+    """||x_g|| in the keepdims layout; scaled by the largest entry, so that no square leaves the float range.
+
+    Args:
+      x: the array, or this device's part of it.
+      axes: over which norms are taken.
+      names: the mesh axes over which every group is spread, if over any.
+    """
+    largest = _largest(x, axes, names)
     unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
-    return unit * jnp.sqrt(total(problem, jnp.square(x / unit)))
+    y = x / unit
+    (square,) = _over_devices([_sum(y * y, axes)], names)
+    # The inner `where` keeps the gradient of a zero group at 0 instead of NaN.
+    positive = square != 0
+    return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-def _largest(problem: GroupProblem, x: chex.Array) -> chex.Array:
-    largest = jnp.max(jnp.abs(x), axis=problem.axes, keepdims=True, initial=0.0)
-    return jax.lax.pmax(largest, problem.names) if problem.names else largest
+def _largest(x: chex.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> chex.Array:
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+    return jax.lax.pmax(largest, names) if names else largest
 
 
 def start(problem: GroupProblem) -> Start:
     """Screening and the free start."""
     b, d = problem.tied()
     axes = problem.axes
-    largest = _largest(problem, b)
+    largest = _largest(b, axes, problem.names)
     tiny = jnp.finfo(b.dtype).tiny
     unit = jnp.where(largest >= tiny, jnp.minimum(largest, 1 / tiny), 1.0)  # 1 / unit is normal
     scaled = b * (1 / unit)

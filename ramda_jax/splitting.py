@@ -123,7 +123,7 @@ def minimise(
 
     m = start + dual / sigma
     m = m - inverse * (smooth.d * start - b + dual)  # the minimiser in x, which costs no prox
-    no = scale < 0
+    no = _numerics.never(scale)
     infinite = jnp.where(no, scale, jnp.inf)
     point = _Point(start, infinite, start, start, infinite, infinite, no)
     carry = _Carry(jnp.zeros([], jnp.int32), m, point, _empty(start, no), no)

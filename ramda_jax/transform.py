@@ -149,7 +149,7 @@ def proximal_transformation(
         )
         names = model_state.accumulators
         accumulators = [getattr(model_state, name) for name in names]
-        _check_parts(accumulators[0], params)
+        _check_parts(plan, accumulators[0], params)
         method = (model.accumulate, subproblem.pieces)
         solver_state = state.solver._replace(plan=plan, strengths=_evaluate(strengths, state.count))
         moves, accumulators, solver_state = _run(
@@ -206,12 +206,13 @@ def _plan(
 
 def _layout(plan: Plan, params: chex.ArrayTree) -> Layout:
     """How these parameters, and the state that belongs to them, are spread over devices."""
-    paths, leaves, _ = assignment.flatten_with_paths(params)
-    return layout_of(plan.placement, paths, leaves, plan.regularizers(len(leaves)))
+    return layout_of(plan.placement, params, plan.regularizers(len(jax.tree.leaves(params))))
 
 
-def _check_parts(accumulator: chex.ArrayTree, params: chex.ArrayTree) -> None:
+def _check_parts(plan: Plan, accumulator: chex.ArrayTree, params: chex.ArrayTree) -> None:
     """Raise ValueError if the state was made where it was not in parts, or in others than here."""
+    if plan.placement is None:
+        return
     paths, arrays, _ = assignment.flatten_with_paths(accumulator)
     for path, x, p in zip(paths, arrays, jax.tree.leaves(params), strict=True):
         if x.shape != p.shape:
@@ -385,7 +386,7 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
     functions = (None, subproblem.pieces)
     layout = _layout(state.solver.plan, current)
     current = _cut(layout, current)
-    _check_parts(owned, current)
+    _check_parts(state.solver.plan, owned, current)
     solution, _, _ = _run(layout, functions, accumulators, None, current, scalars, state.solver)
     remaining = iter(jax.tree.leaves(solution))
     leaves: list[Any] = []

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import ramda_jax as rj
 from benchmarks import shapes
-from ramda_jax import parts, placement
+from ramda_jax import parts, placement, transform
 
 DEVICES, EXAMPLES, STEPS = 8, 16, 20
 # What divides by eight along its groups, what does not, what is cut at the input of a convolution.
@@ -107,8 +107,7 @@ def by_jit(make, params, batches):
     state = jax.jit(tx.init, out_shardings=rj.state_sharding(tx, params))(params)
     batches = [jax.device_put(batch, rows) for batch in batches]
     params, state = train(jax.jit(step_of(tx)), params, state, batches)
-    copies = [np.stack([s.data for s in x.addressable_shards]) for x in jax.tree.leaves(params)]
-    return params, rj.structured_params(state, params), rj.solver_stats(state), copies
+    return params, rj.structured_params(state, params), rj.solver_stats(state), replicas(params)
 
 
 def by_shard_map(make, params, batches):
@@ -124,8 +123,7 @@ def by_shard_map(make, params, batches):
         out_specs=(P(), specs),
     )
     params, state = train(jax.jit(step), params, state, batches)
-    copies = [np.stack([s.data for s in x.addressable_shards]) for x in jax.tree.leaves(params)]
-    return params, rj.structured_params(state, params), rj.solver_stats(state), copies
+    return params, rj.structured_params(state, params), rj.solver_stats(state), replicas(params)
 
 
 def by_pmap(make, params, batches):
@@ -141,6 +139,11 @@ def by_pmap(make, params, batches):
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
     copies = [np.asarray(x) for x in jax.tree.leaves(params)]
     return first(params), first(structured), stats, copies
+
+
+def replicas(params):
+    """Each array as every device has it."""
+    return [np.stack([s.data for s in x.addressable_shards]) for x in jax.tree.leaves(params)]
 
 
 WAYS = {"jit": by_jit, "shard_map": by_shard_map, "pmap": by_pmap}
@@ -313,11 +316,7 @@ def test_other_transformations_in_a_chain_keep_their_state_with_the_parameters()
     # Asked for, because the compiler may lay what is not asked for as it likes.
     state = jax.jit(tx.update, out_shardings=(None, shardings))(params, state, params)[1]
     assert is_laid(state, shardings)
-    (mine,) = [
-        s
-        for s in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, rj.ProximalState))
-        if isinstance(s, rj.ProximalState)
-    ]
+    (mine,) = transform.find_states(state)
     assert cut_as(mine.model.anchor["a"]["kernel"]) == P("data")
 
 
@@ -352,11 +351,7 @@ def test_wrapped_transformations_are_spread_as_well(wrap):
     found, state = train_on(tx, params, tx.init(params), [grads] * 2)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
-    (mine,) = [
-        s
-        for s in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, rj.ProximalState))
-        if isinstance(s, rj.ProximalState)
-    ]
+    (mine,) = transform.find_states(state)
     assert cut_as(mine.model.anchor["dense"]["kernel"]) == P("data")
 
 

@@ -97,15 +97,8 @@ class GroupNorm(base.Regularizer):
     # Structure.
 
     def _norms(self, x: chex.Array) -> chex.Array:
-        """||x_g|| in the keepdims layout; scaled by the largest entry, so that no square leaves the float range."""
-        axes = self.axes(x.ndim)
-        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-        unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
-        y = x / unit
-        square = jnp.sum(y * y, axis=axes, keepdims=True)
-        # The inner `where` keeps the gradient of a zero group at 0 instead of NaN.
-        positive = square != 0
-        return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+        """||x_g|| in the keepdims layout."""
+        return secular.norms(x, self.axes(x.ndim))
 
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.squeeze(self._norms(x), self.axes(x.ndim))
@@ -311,7 +304,7 @@ class GroupMCP(GroupNorm):
         length = jnp.where(zero, 0.0, jnp.minimum(r, problem.cap))
         rho = length * (problem.level - 0.5 * problem.kappa * length)
         rho_flat = 0.5 * problem.level * problem.cap
-        long = secular.norms(problem, free) >= problem.cap
+        long = secular.norms(free, problem.axes, problem.names) >= problem.cap
         better = long & (gap + rho > rho_flat)
         return zero & ~better, at_cap | better
 

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _validation, first_order, splitting
+from ramda_jax import _target, _validation, first_order, splitting
 from ramda_jax.regularizers import base
 
 # `weighted_prox` has no closed form: splitting to (nearly) working precision.
@@ -17,21 +17,16 @@ _RESOLVED = 1e-3
 _FEW = 0.25
 
 
-def _on_explicit_mesh(x: chex.Array) -> bool:
-    mesh = jax.typeof(x).sharding.mesh
-    return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
-
-
 def _whole(x: chex.Array) -> chex.Array:
     """x, whole on every device: no decomposition takes a matrix that an explicit mesh has cut."""
     spec = jax.sharding.PartitionSpec()
-    return jax.sharding.reshard(x, spec) if _on_explicit_mesh(x) else x
+    return jax.sharding.reshard(x, spec) if _target.on_explicit_mesh(x) else x
 
 
 def _cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
     """x, cut as `model` is on an explicit mesh."""
     spec = jax.typeof(model).sharding.spec
-    return jax.sharding.reshard(x, spec) if _on_explicit_mesh(model) else x
+    return jax.sharding.reshard(x, spec) if _target.on_explicit_mesh(model) else x
 
 
 def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:

@@ -9,7 +9,6 @@ from PIL import Image
 
 from examples.data import DataError, augment, cifar, idx, imagenet
 from examples.data.pipeline import Rows, Shard, batches_in_order, iterate, training_batches
-from tests.examples.test_mnist_linear import idx_dir  # noqa: F401
 
 # Pipelines
 
@@ -110,7 +109,7 @@ def test_fashion_mnist_that_is_nowhere_names_the_package(tmp_path, monkeypatch):
         idx.FashionMnist()(tmp_path)
 
 
-def test_fashion_mnist_in_the_format_of_cifar_is_the_grey_image_in_black(idx_dir):  # noqa: F811
+def test_fashion_mnist_in_the_format_of_cifar_is_the_grey_image_in_black(idx_dir):
     dataset = idx.FashionMnistAsCifar(train_limit=7)(idx_dir)
     images = idx.read_idx(idx_dir / "train-images-idx3-ubyte", dimensions=3)
     assert dataset.train_inputs.shape == (7, 32, 32, 3)

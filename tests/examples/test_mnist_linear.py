@@ -1,39 +1,16 @@
 """The main job, through its command line, at a scale of seconds."""
 
 import csv
-import gzip
 import json
-import struct
 
 import numpy as np
 import pytest
 
 from examples import compare, data, train
+from tests.examples.idx_files import write_idx
 
 METHODS = ["ramda", "rmda", "prox_sgd", "prox_adamw", "prox_ssi", "sgd", "adamw"]
 FILES = ("metrics.csv", "summary.json", "curves.png")
-
-
-def write_idx(path, array):
-    """Writes unsigned bytes as an IDX file, gzipped if the name says so."""
-    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-@pytest.fixture
-def idx_dir(tmp_path):
-    """Four small files in the format of full MNIST; the digits are bright bars, easy to learn."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for prefix, count, suffix in (("train", 300, ""), ("t10k", 100, ".gz")):
-        labels = rng.integers(0, 10, count)
-        images = rng.integers(0, 40, (count, 28, 28))
-        images[np.arange(count), 4 + 2 * labels, 5:20] = 255
-        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
-    return folder
 
 
 def read_csv(path):

@@ -12,7 +12,7 @@ from examples.recipe import SCALES, make_run
 from examples.recipes import RECIPES
 from tests.examples.test_checkpoint import changed, fitted, same, without_times
 from tests.examples.test_data import write_cifar
-from tests.examples.test_mnist_linear import idx_dir, read_csv, read_json  # noqa: F401
+from tests.examples.test_mnist_linear import read_csv, read_json
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -33,7 +33,7 @@ FASHION = {
 
 
 @pytest.mark.parametrize("name", FASHION)
-def test_a_fashion_mnist_recipe_trains(tmp_path, idx_dir, name):  # noqa: F811
+def test_a_fashion_mnist_recipe_trains(tmp_path, idx_dir, name):
     structure, overrides = FASHION[name]
     options = ["--scale", "smoke", "--data-dir", str(idx_dir), "--out", str(tmp_path / "run")]
     assert train.main([name, *options, *overrides, "batch_size=40", "momentum=0.5"]) == 0
@@ -70,7 +70,7 @@ def write_image_folders(folder):
 
 
 @pytest.fixture
-def image_data(tmp_path, idx_dir):  # noqa: F811
+def image_data(tmp_path, idx_dir):
     """What the data of each recipe on images begins with -> a small set in the same format."""
     for classes, count in ((10, 40), (100, 200)):
         (tmp_path / f"cifar{classes}").mkdir()
@@ -128,7 +128,7 @@ def test_an_image_recipe_learns_gains_structure_and_goes_on_where_it_stopped(
     assert same(parts.model_state, whole.model_state)
 
 
-def test_the_stand_in_for_cifar_is_asked_for_by_name_and_says_what_it_is(idx_dir, capsys):  # noqa: F811
+def test_the_stand_in_for_cifar_is_asked_for_by_name_and_says_what_it_is(idx_dir, capsys):
     assert train.main(["cifar_vgg19", "--scale", "smoke"]) == 2
     assert "take the fashion_mnist_ recipe of this model" in capsys.readouterr().err
     stand_ins = [r for r in RECIPES.values() if f"cifar{r.name[len('fashion_mnist') :]}" in RECIPES]
@@ -139,7 +139,7 @@ def test_the_stand_in_for_cifar_is_asked_for_by_name_and_says_what_it_is(idx_dir
         assert words.count("padded and tripled to 32 x 32 x 3") == 2
 
 
-def test_a_run_goes_on_with_resume_from_the_command_line(tmp_path, idx_dir, capsys):  # noqa: F811
+def test_a_run_goes_on_with_resume_from_the_command_line(tmp_path, idx_dir, capsys):
     out = tmp_path / "run"
     command = ["mnist_linear", "--optimizer", "sgd", "--scale", "smoke"]
     command += ["--data-dir", str(idx_dir), "--out", str(out), "checkpoint_every=1"]
@@ -155,7 +155,7 @@ def test_a_run_goes_on_with_resume_from_the_command_line(tmp_path, idx_dir, caps
     assert "method.learning_rate is 0.01 there, 1.0 here" in capsys.readouterr().err
 
 
-def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeypatch):  # noqa: F811
+def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "examples.loop.prepare", lambda run, data, _: asked.append(data.train_examples)
