@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
+
+Split = Literal["valid", "test"]
+"""What is evaluated: a search of hyperparameters is on `valid`, and never sees the test set."""
 
 
 class DataError(Exception):
@@ -65,6 +68,23 @@ class Dataset:
         counts = f"{part.train_examples:,} + {part.test_examples:,}"
         whole = counts == f"{self.train_examples:,} + {self.test_examples:,}"
         return self if whole else replace(part, source=f"the first {counts} of {self.source}")
+
+    def evaluated_on(self, split: Split, held_out: int) -> "Dataset":
+        """The same, or for `valid` the training set alone: its last so many examples are tested on."""
+        if split == "test":
+            return self
+        if held_out >= self.train_examples:
+            raise DataError(
+                f"{self.source}: expected more than the {held_out:,} training examples that are "
+                f"held out for validation, found {self.train_examples:,}"
+            )
+        return Dataset(
+            self.train_inputs[:-held_out],
+            self.train_targets[:-held_out],
+            self.train_inputs[-held_out:],
+            self.train_targets[-held_out:],
+            f"{self.source}, tested on the last {held_out:,} training examples",
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.data.base import DataError, Dataset, read_bytes, require_folder
+from examples.data.base import DataError, Dataset, Split, read_bytes, require_folder
 
 # Mean and standard deviation of the pixels (in [0, 1]) of the 60,000 training images of each set.
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -19,6 +19,9 @@ FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 
 _IDX_UNSIGNED_BYTE = 0x08
+
+# Of the training images, those that `data.split=valid` holds out: as many as are tested on.
+_VALIDATION_IMAGES = 10_000
 
 
 def mnist(data_dir: Path | None) -> Dataset:
@@ -65,15 +68,19 @@ class FashionMnist:
         images: whether inputs are (28, 28, 1), for convolutions, or rows (784,).
         train_limit: how many of the 60,000 training images to take, from the first; 0 is all.
         test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
+        split: what is evaluated; `valid` are the last 10,000 training images, which are then not
+            trained on.
     """
 
     images: bool = False
     train_limit: int = 0
     test_limit: int = 0
+    split: Split = "test"
 
     def __call__(self, data_dir: Path | None) -> Dataset:
         folder = _fashion_mnist_dir(data_dir)
         dataset = idx_images(folder, FASHION_MEAN, FASHION_STD, name="Fashion-MNIST")
+        dataset = dataset.evaluated_on(self.split, _VALIDATION_IMAGES)
         dataset = dataset.first(self.train_limit, self.test_limit)
         shape = (-1, 28, 28, 1) if self.images else (-1, 784)
         return replace(
@@ -92,13 +99,17 @@ class FashionMnistAsCifar:
     Attributes:
         train_limit: how many of the 60,000 training images to take, from the first; 0 is all.
         test_limit: how many of the 10,000 test images to take, from the first; 0 is all.
+        split: what is evaluated; `valid` are the last 10,000 training images, which are then not
+            trained on.
     """
 
     train_limit: int = 0
     test_limit: int = 0
+    split: Split = "test"
 
     def __call__(self, data_dir: Path | None) -> Dataset:
         dataset = idx_bytes(_fashion_mnist_dir(data_dir), name="Fashion-MNIST")
+        dataset = dataset.evaluated_on(self.split, _VALIDATION_IMAGES)
         dataset = dataset.first(self.train_limit, self.test_limit)
         return replace(
             dataset,

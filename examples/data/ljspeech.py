@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from examples.data.audio import Audio, count_samples, mel_spectrogram, read_sound
-from examples.data.base import Batch, DataError, Stream, read_bytes, require_folder
+from examples.data.base import Batch, DataError, Split, Stream, read_bytes, require_folder
 from examples.data.pipeline import Example, batches_in_order, this_process, training_batches
 
 SYMBOLS = "_~ !'(),-.:;?abcdefghijklmnopqrstuvwxyz"
@@ -56,6 +56,7 @@ class SpeechReader:
 
     Attributes:
         test_clips: how many recordings, drawn with a fixed seed, are kept for the test set.
+        split: what is evaluated; `valid` are as many others, which are then not trained on.
         buckets: different lengths that training batches are padded to, at most.
         audio: how sound becomes a spectrogram.
         threads: how many read and transform.
@@ -65,6 +66,7 @@ class SpeechReader:
     buckets: int = 8
     audio: Audio = field(default_factory=Audio)
     threads: int = 8
+    split: Split = "test"
 
     def stream(self, clips: Sequence[Clip], path: Path, name: str) -> Stream:
         """Recordings as a stream.
@@ -74,13 +76,16 @@ class SpeechReader:
             path: where they are from, for messages.
             name: of the set.
         """
-        if len(clips) <= self.test_clips:
+        held_out = self.test_clips * (1 if self.split == "test" else 2)
+        if len(clips) <= held_out:
+            twice = "" if self.split == "test" else "twice "
             raise DataError(
-                f"{path}: expected more than data.test_clips={self.test_clips} recordings, "
-                f"found {len(clips)}"
+                f"{path}: expected more than {twice}data.test_clips={self.test_clips} "
+                f"recordings, found {len(clips)}"
             )
         order = np.random.default_rng(0).permutation(len(clips))
-        test, train = ([clips[i] for i in part] for part in np.split(order, [self.test_clips]))
+        test, train = ([clips[i] for i in part] for part in np.split(order, [held_out]))
+        test = test[-self.test_clips :]
         return Stream(
             train=lambda size, seed: bucketed(train, size, seed, self.buckets, self._read),
             train_in_order=lambda size: in_order(train, size, self._read),

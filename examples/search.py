@@ -1,0 +1,100 @@
+"""Searches settings of one method of a recipe: `python -m examples.search RECIPE --optimizer NAME
+field=value1|value2 ...`.
+
+Trains once with every combination of the values that are given, on one seed, and leaves
+`search.csv`: a row per trial with what it was and the figures of its last epoch. With
+`data.split=valid`, for the sets that have it, the test set is not looked at.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from examples import loop, parallel, report
+from examples.data import Dataset, Stream
+from examples.overrides import RecipeError
+from examples.recipe import Run, make_run, split_overrides
+from examples.recipes import find
+from examples.train import (
+    argument_parser,
+    make_folder,
+    parse_command,
+    run_command,
+    start_devices,
+)
+
+Trial = Mapping[str, str]
+"""The overrides of one run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 if what was asked for is wrong."""
+    parser = argument_parser(
+        "python -m examples.search", "Train one method of a recipe with many settings."
+    )
+    parser.add_argument(
+        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
+    )
+    options = parse_command(parser, arguments)
+    return run_command(lambda: _search(options))
+
+
+def _search(options: argparse.Namespace) -> int:
+    devices, console = start_devices(options)
+    recipe, overrides = find(options.recipe), split_overrides(options.overrides)
+    varied = [name for name, text in overrides.items() if "|" in text]
+    if any(name.startswith("data.") for name in varied):
+        raise RecipeError("data.: expected one value for all trials, which share their data")
+    runs = [
+        (trial, make_run(recipe, options.optimizer, options.scale, trial))
+        for trial in trials(overrides)
+    ]
+    out = options.out or Path("runs") / f"{recipe.name}-{options.optimizer}-search"
+    dataset = runs[0][1].recipe.load(options.data_dir)
+    make_folder(out)
+    console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
+    rows = []
+    with report.csv_log(out / "search.csv") as log:
+        for trial, run in runs:
+            chosen = {name: trial[name] for name in varied}
+            console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
+            rows.append({"optimizer": run.optimizer, **chosen, **_last(run, dataset, devices)})
+            log(rows[-1])
+    console.print(_table(runs[0][1], varied, rows))
+    console.print(f"search.csv is in {out}", soft_wrap=True)
+    return 0
+
+
+def trials(overrides: Mapping[str, str]) -> list[Trial]:
+    """Every combination of the values, the last name's running fastest.
+
+    >>> trials({"strength": "1e-4|1e-3", "epochs": "2"})
+    [{'strength': '1e-4', 'epochs': '2'}, {'strength': '1e-3', 'epochs': '2'}]
+    """
+    values = [text.split("|") for text in overrides.values()]
+    return [dict(zip(overrides, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+def _last(run: Run, dataset: Dataset | Stream, devices: parallel.OneDevice) -> dict[str, Any]:
+    """The figures of a trial's last epoch; not finite where it diverged."""
+    fit = loop.fit(loop.prepare(run, dataset, devices), run.settings.seed)
+    return {**fit.rows[-1], "step_seconds": fit.step_seconds}
+
+
+def _table(run: Run, varied: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The trials with the few figures that one chooses by."""
+    metric, (sparsity, _) = run.recipe.headline, run.recipe.sparsity
+    names = [f"test_{metric}", f"structured_test_{metric}", sparsity, f"structured_{sparsity}"]
+    table = Table(*varied, *names, title=f"{run.recipe.name}, {run.optimizer}")
+    for row in rows:
+        table.add_row(*(row[name] for name in varied), *(f"{row[name]:.4f}" for name in names))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
