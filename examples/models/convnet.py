@@ -5,7 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from examples.models.layers import he_normal_fan_in, he_normal_fan_out, uniform_fan_in
+from examples.models.layers import (
+    he_normal_fan_in,
+    he_normal_fan_out,
+    max_pool_2x2,
+    uniform_fan_in,
+)
 
 _SIDE, _FILTER = 28, 5
 
@@ -58,6 +63,6 @@ class ConvNet(nnx.Module):
         """(n, 28, 28, 1), or anything with these 784 pixels -> logits (n, classes) in float32."""
         x = images.reshape(len(images), _SIDE, _SIDE, 1)
         for conv in self.convs:
-            x = nnx.max_pool(nnx.relu(conv(x)), (2, 2), (2, 2))
+            x = max_pool_2x2(nnx.relu(conv(x)))
         x = nnx.relu(self.hidden(x.reshape(len(x), -1)))
         return self.output(x).astype(jnp.float32)

@@ -19,6 +19,18 @@ def xavier(gain: float) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """(n, height, width, channels) -> (n, height / 2, width / 2, channels): the largest of each 2 x 2.
+
+    The values of `nnx.max_pool(x, (2, 2), (2, 2))`; of an odd side the last entry is left out. Its
+    gradient searches windows, which takes a CPU as long as the rest of a small network; windows that
+    do not overlap need no search. Entries that share the largest value share the gradient.
+    """
+    n, height, width, channels = x.shape
+    h, w = height // 2, width // 2
+    return x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, channels).max(axis=(2, 4))
+
+
 class ConvNorm(nnx.Module):
     """Convolution without bias (the norm's shift would absorb it), then batch norm.
 

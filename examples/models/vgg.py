@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from examples.models.layers import ConvNorm
+from examples.models.layers import ConvNorm, max_pool_2x2
 
 VGG19_WIDTHS = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
 """Channels of the convolutions between poolings."""
@@ -54,6 +54,6 @@ class VGG(nnx.Module):
         for stage in self.stages:
             for layer in stage:
                 x = nnx.relu(layer(x))
-            x = nnx.max_pool(x, (2, 2), (2, 2))
+            x = max_pool_2x2(x)
         # A single position for 32 x 32 images; larger ones are averaged.
         return self.dense(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)

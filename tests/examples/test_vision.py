@@ -12,6 +12,7 @@ from flax import nnx
 from examples import classification
 from examples.methods import ProxAdamW, ProxSSI
 from examples.models import vit
+from examples.models.layers import max_pool_2x2
 from examples.recipes import RECIPES, cifar_vit_mim
 
 # VGG19: 20,040,522 in the widespread version for CIFAR-10, whose convolutions have biases (5,504)
@@ -40,6 +41,18 @@ def test_a_model_has_as_many_parameters_as_the_published_one(name):
     model = nnx.eval_shape(lambda: RECIPES[name].model(nnx.Rngs(0), jnp.float32))
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(math.prod(leaf.shape) for leaf in params) == COUNTS[name]
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (7, 5)])
+def test_pooling_is_that_of_flax_with_its_gradient(sides):
+    x, weights = jax.random.normal(jax.random.key(0), (2, 3, *sides, 4))
+    pool = lambda x: nnx.max_pool(x, (2, 2), (2, 2))
+    np.testing.assert_array_equal(max_pool_2x2(x), pool(x))
+    part = weights[:, : sides[0] // 2, : sides[1] // 2]
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * part))(x) for pool in (max_pool_2x2, pool)
+    )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_prox_ssi_takes_the_values_of_prox_adamw():
