@@ -2,7 +2,7 @@
 [--seeds N] ...`.
 
 Leaves a folder per run as `examples.train` does, and over all of them `comparison.csv`,
-`comparison.png` (the first seed's curves), `metric.png` and `structure.png` (mean and range over
+`comparison.md`, `comparison.png` (the first seed's curves), `metric.png` and `structure.png` (mean and range over
 seeds).
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples import loop, parallel, plots, report
+from examples.data import Dataset, Stream
 from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
 from examples.recipes import find
 from examples.train import (
@@ -61,15 +62,18 @@ def _compare(options: argparse.Namespace) -> int:
             fits.append(train_into(folder, program, dataset, seed, console))
         results.append((run, program, fits))
     if parallel.leads():
-        _write(out, results, console)
+        _write(out, results, dataset, console)
     diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
     if diverged and parallel.leads():
         print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
     return int(bool(diverged))
 
 
-def _write(out: Path, results: Sequence[report.Result], console: Console) -> None:
-    """What is left over all runs: a table, pictures, and the table on the terminal."""
+def _write(
+    out: Path, results: Sequence[report.Result], dataset: Dataset | Stream, console: Console
+) -> None:
+    """What is left over all runs: tables, pictures, and the table on the terminal."""
+    (out / "comparison.md").write_text(report.markdown_table(results, dataset))
     with report.csv_log(out / "comparison.csv") as log:
         for row in report.comparison_rows(results):
             log(row)
@@ -77,7 +81,7 @@ def _write(out: Path, results: Sequence[report.Result], console: Console) -> Non
     plots.plot_over_seeds(out, [(run, fits) for run, _, fits in results])
     report.print_table(console, results)
     console.print(
-        "comparison.csv, comparison.png, metric.png, structure.png and a folder per run "
+        "comparison.csv, comparison.md, comparison.png, metric.png, structure.png and a folder per run "
         f"are in {out}",
         soft_wrap=True,
     )

@@ -95,23 +95,62 @@ def print_table(console: Console, results: Sequence[Result]) -> None:
 
 def result_table(results: Sequence[Result]) -> Table:
     """What the last epoch came to, a column per method; mean and deviation over seeds."""
-    recipe = results[0][0].recipe
-    metric, (sparsity, _) = recipe.headline, recipe.sparsity
-    table = Table(title=recipe.title)
+    table = Table(title=results[0][0].recipe.title)
     table.add_column("", no_wrap=True)
     for run, _, _ in results:
         table.add_column(run.optimizer, justify="right", no_wrap=True)
+    for label, cells in _result_rows(results):
+        table.add_row(label, *cells)
+    return table
+
+
+def markdown_table(results: Sequence[Result], dataset: Dataset | Stream) -> str:
+    """The same as Markdown, a row per method, under a paragraph that says what was run, and where."""
+    run, program, fits = results[0]
+    settings, parallel = run.settings, program.task.parallel
+    stages = ", ".join(map(str, settings.stages)) or "none"
+    words = [
+        f"{run.recipe.title} ({run.recipe.name}, scale {run.scale})",
+        dataset.source,
+        f"{settings.epochs} epochs of {program.steps_per_epoch} steps of {settings.batch_size}, "
+        f"stages after {stages}",
+        f"seeds {', '.join(str(fit.seed) for fit in fits)}",
+        f"{parallel.devices} x {jax.devices()[0].device_kind}",
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
+    ]
+    rows = list(_result_rows(results))
+    table = [["method", *(label for label, _ in rows)], ["---"] * (len(rows) + 1)]
+    for number, (run, _, _) in enumerate(results):
+        cells = (cells[number].replace("\n", " ") for _, cells in rows)
+        table.append([run.optimizer, *cells])
+    lines = [f"| {' | '.join(line)} |" for line in table]
+    return f"{'; '.join(words)}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+    """Labels, and a cell per method."""
+    recipe = results[0][0].recipe
+    metric, (sparsity, _) = recipe.headline, recipe.sparsity
+    structure = sparsity.replace("_", " ")
+    yield "learning rate", [f"{run.method.learning_rate:g}" for run, _, _ in results]
+    yield "strength", [f"{run.method.strength:g}" for run, _, _ in results]
     for name, label, pattern in (
         ("objective", "objective", ".6f"),
         (f"test_{metric}", f"test {metric}", ".4f"),
-        (sparsity, sparsity.replace("_", " "), ".2%"),
+        (sparsity, structure, ".2%"),
     ):
         for prefix, iterate in (("", "W"), ("structured_", "Ŵ")):
             values = [[fit.rows[-1][prefix + name] for fit in fits] for _, _, fits in results]
-            table.add_row(f"{label} of {iterate}", *(_cell(row, pattern) for row in values))
-    for label, cells in _cost_rows(results):
-        table.add_row(label, *cells)
-    return table
+            yield f"{label} of {iterate}", [_cell(row, pattern) for row in values]
+    moved = [[late_range(fit.rows, sparsity) for fit in fits] for _, _, fits in results]
+    yield f"range of {structure} of W, last tenth", [_cell(row, ".2%") for row in moved]
+    yield from _cost_rows(results)
+
+
+def late_range(rows: Sequence[Row], name: str) -> float:
+    """How much a figure still moved over the last tenth of the epochs, and at least three of them."""
+    late = [row[name] for row in rows[-max(3, len(rows) // 10) :]]
+    return max(late) - min(late)
 
 
 def _cost_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
@@ -144,7 +183,7 @@ def dense_step_seconds(results: Sequence[Result]) -> float | None:
 
 def comparison_rows(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     """A row per method and seed: the figures of its last epoch and what a step cost."""
-    dense = dense_step_seconds(results)
+    dense, (sparsity, _) = dense_step_seconds(results), results[0][0].recipe.sparsity
     for run, _, fits in results:
         for fit in fits:
             over = fit.step_seconds / dense - 1 if dense else math.nan
@@ -152,6 +191,7 @@ def comparison_rows(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
                 "optimizer": run.optimizer,
                 "seed": fit.seed,
                 **fit.rows[-1],
+                f"{sparsity}_late_range": late_range(fit.rows, sparsity),
                 "step_seconds": fit.step_seconds,
                 "overhead_over_dense": over,
                 "train_seconds": fit.train_seconds,
@@ -199,12 +239,14 @@ def summary(run: Run, program: Program, fit: Fit, dataset: Dataset | Stream) -> 
             "processes": jax.process_count(),
             "parallel": program.task.parallel.mode,
         },
-        "versions": {
-            "ramda_jax": rj.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"ramda_jax": rj.__version__, "python": platform.python_version(), **packages}
 
 
 def write_json(path: Path, content: Any) -> None:

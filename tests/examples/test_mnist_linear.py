@@ -102,6 +102,12 @@ def test_compare_trains_all_methods_and_puts_them_side_by_side(tmp_path, idx_dir
     shown = capsys.readouterr().out
     for word in ("±", "time over dense", "milliseconds per step"):
         assert word in shown
+    about, _, header, _, *lines = (out / "comparison.md").read_text().splitlines()
+    assert "300 + 100 MNIST images from IDX files; 2 epochs of 2 steps of 128" in about
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in METHODS]
+    column = header.split(" | ").index("test accuracy of W")
+    mean = np.mean([row["test_accuracy"] for row in rows[:2]])
+    assert lines[0].split(" | ")[column].startswith(f"{mean:.4f} ± ")
 
 
 def test_a_run_that_diverges_says_so_and_still_leaves_strict_json(tmp_path, idx_dir, capsys):
