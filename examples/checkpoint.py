@@ -45,7 +45,7 @@ class Checkpoints:
     def __init__(self, out: Path, run: Run, seed: int, resume: bool) -> None:
         self.folder, self.identity = (out / FOLDER).absolute(), identity(run, seed)
         self._manager: ocp.CheckpointManager | None = None
-        found = self.folder.is_dir() and any(self.folder.iterdir())
+        found = any_in(out)
         if resume and not found:
             raise RecipeError(f"--resume: expected checkpoints in {self.folder}, found none")
         if found and not resume:
@@ -111,6 +111,12 @@ class Checkpoints:
                 epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(_by_path(start)))
             )["state"]
         return _from_path(start, arrays), notes["position"], notes["rows"]
+
+
+def any_in(out: Path) -> bool:
+    """Whether a run's folder holds checkpoints."""
+    folder = out / FOLDER
+    return folder.is_dir() and any(folder.iterdir())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 
 Leaves a folder per run as `examples.train` does, and over all of them `comparison.csv`,
 `comparison.md`, `comparison.png` (the first seed's curves), `metric.png` and `structure.png` (mean and range over
-seeds).
+seeds). With `checkpoint_every=N`, `--resume` goes on with a comparison that was interrupted.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples import loop, parallel, plots, report
+from examples.checkpoint import Checkpoints, any_in
 from examples.data import Dataset, Stream
 from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
 from examples.recipes import find
@@ -39,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="runs per method, from seed on (default: 1)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoints in the output folder; runs that have none begin anew",
+    )
     options = parse_command(parser, arguments)
     return run_command(lambda: _compare(options))
 
@@ -59,7 +65,9 @@ def _compare(options: argparse.Namespace) -> int:
             folder = make_folder(
                 out / (run.optimizer if options.seeds == 1 else f"{run.optimizer}-seed{seed}")
             )
-            fits.append(train_into(folder, program, dataset, seed, console))
+            resume = options.resume and any_in(folder)
+            with Checkpoints(folder, run, seed, resume) as checkpoints:
+                fits.append(train_into(folder, program, dataset, seed, console, checkpoints))
         results.append((run, program, fits))
     if parallel.leads():
         _write(out, results, dataset, console)

@@ -1,5 +1,7 @@
 """Every recipe as a whole: its scales and methods make runs, and the small ones train."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +167,23 @@ def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeyp
     with pytest.raises(ZeroDivisionError):
         compare.main([*command, "--out", str(tmp_path / "all"), "data.train_limit=100"])
     assert asked == [100]
+
+
+def test_a_comparison_that_was_interrupted_goes_on(tmp_path, idx_dir, monkeypatch):
+    few = {name: RECIPES["mnist_linear"].methods[name] for name in ("sgd", "prox_sgd")}
+    recipe = replace(RECIPES["mnist_linear"], methods=few)
+    monkeypatch.setattr("examples.compare.find", lambda name: recipe)
+    options = ["--scale", "smoke", "--data-dir", str(idx_dir), "checkpoint_every=1", "epochs=3"]
+
+    def comparison(name, *more):
+        status = compare.main(["mnist_linear", *options, "--out", str(tmp_path / name), *more])
+        rows = read_csv(tmp_path / name / "comparison.csv")
+        return status, [(row["optimizer"], row["epoch"], row["objective"]) for row in rows]
+
+    status, whole = comparison("whole")
+    assert status == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "prox_sgd")  # not begun
+    shutil.rmtree(tmp_path / "parts" / "sgd" / "checkpoints" / "3")  # in its last epoch
+    assert compare.main(["mnist_linear", *options, "--out", str(tmp_path / "parts")]) == 2
+    assert comparison("parts", "--resume") == (0, whole)
