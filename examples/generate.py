@@ -102,8 +102,7 @@ def trained_model(out: Path, run: Run, structured: bool) -> nnx.Module:
         restored = checkpoints.restore(task.start(seed))
     assert restored
     state = restored[0]
-    take = jax.jit(run.method.structured_params)
-    params = take(state.opt_state, state.params) if structured else state.params
+    params = task.structured(state.opt_state, state.params) if structured else state.params
     return nnx.merge(task.eval_graph, params, state.model_state)
 
 

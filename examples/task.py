@@ -50,6 +50,8 @@ class Task:
         eval_graph: the model's structure in evaluation.
         params: shapes and types of the parameters.
         parallel: where it is computed.
+        structured: (method state, W) -> What as one program; operation by operation it can outlast
+            the training.
     """
 
     run: Run
@@ -58,6 +60,7 @@ class Task:
     eval_graph: nnx.GraphDef[nnx.Module]
     params: nnx.State
     parallel: OneDevice
+    structured: Compiled
 
     @cached_property
     def specs(self) -> Any:
@@ -65,11 +68,6 @@ class Task:
         opt_state = self.parallel.state_specs(self.transformation, self.params)
         specs: Any = TrainState
         return specs(WHOLE, opt_state, WHOLE, WHOLE, rows_axis(self.memory))
-
-    @cached_property
-    def structured(self) -> Compiled:
-        """(method state, W) -> What as one program; operation by operation it can outlast the training."""
-        return self.parallel.whole(self.run.method.structured_params)
 
     def start(self, seed: int) -> TrainState:
         """The initial point."""
@@ -199,7 +197,8 @@ def make_task(run: Run, steps_per_epoch: int, parallel: OneDevice) -> Task:
             module.axis_name = parallel.axis
     params = nnx.state(model, nnx.Param)
     transformation = run.transformation(steps_per_epoch, parallel.placement())
-    return Task(run, transformation, nnx.graphdef(model), eval_graph, params, parallel)
+    train_graph, structured = nnx.graphdef(model), parallel.whole(run.method.structured_params)
+    return Task(run, transformation, train_graph, eval_graph, params, parallel, structured)
 
 
 def add(total: Mapping[str, jax.Array], sums: Mapping[str, jax.Array]) -> Figures:
