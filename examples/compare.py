@@ -41,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="runs per method, from seed on (default: 1)",
     )
     parser.add_argument(
+        "--methods",
+        metavar="NAME,NAME",
+        help="some of the recipe's methods (default: all)",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on from the checkpoints in the output folder; runs that have none begin anew",
@@ -54,7 +59,8 @@ def _compare(options: argparse.Namespace) -> int:
         raise RecipeError(f"--seeds: expected at least 1, got {options.seeds}")
     devices, console = start_devices(options)
     recipe = find(options.recipe)
-    runs = method_runs(recipe, options.scale, split_overrides(options.overrides))
+    names = options.methods.split(",") if options.methods else list(recipe.methods)
+    runs = method_runs(recipe, options.scale, split_overrides(options.overrides), names)
     out = options.out or Path("runs") / f"{recipe.name}-compare"
     dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
     results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
@@ -95,9 +101,15 @@ def _write(
     )
 
 
-def method_runs(recipe: Recipe, scale: str, overrides: dict[str, str]) -> list[Run]:
-    """A run per method of the recipe; a field that only some methods have is set for those."""
-    known = {name: set(run_fields(recipe, method)) for name, method in recipe.methods.items()}
+def method_runs(
+    recipe: Recipe, scale: str, overrides: dict[str, str], names: Sequence[str]
+) -> list[Run]:
+    """A run per method; a field that only some methods have is set for those."""
+    for name in names:
+        if name not in recipe.methods:
+            has = ", ".join(recipe.methods)
+            raise RecipeError(f"--methods: {recipe.name} has {has}, got {name!r}")
+    known = {name: set(run_fields(recipe, recipe.methods[name])) for name in names}
     for name in overrides:
         if not any(name in fields for fields in known.values()):
             raise RecipeError(f"{name}: no method of {recipe.name} has such a field")
@@ -108,7 +120,7 @@ def method_runs(recipe: Recipe, scale: str, overrides: dict[str, str]) -> list[R
             scale,
             {name: text for name, text in overrides.items() if name in known[method]},
         )
-        for method in recipe.methods
+        for method in names
     ]
 
 

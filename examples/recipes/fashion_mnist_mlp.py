@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "rmda.learning_rate": 1.0,
     "rmda.strength": 8e-3,
     "prox_sgd.learning_rate": 0.5,
-    "prox_sgd.strength": 1e-2,
+    "prox_sgd.strength": 8e-3,
     "prox_adamw.learning_rate": 3e-3,
     "prox_adamw.strength": 5e-3,
     "prox_adamw.solver_iterations": 0,

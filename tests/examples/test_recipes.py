@@ -1,7 +1,6 @@
 """Every recipe as a whole: its scales and methods make runs, and the small ones train."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +168,9 @@ def test_compare_takes_the_data_that_the_runs_ask_for(tmp_path, idx_dir, monkeyp
     assert asked == [100]
 
 
-def test_a_comparison_that_was_interrupted_goes_on(tmp_path, idx_dir, monkeypatch):
-    few = {name: RECIPES["mnist_linear"].methods[name] for name in ("sgd", "prox_sgd")}
-    recipe = replace(RECIPES["mnist_linear"], methods=few)
-    monkeypatch.setattr("examples.compare.find", lambda name: recipe)
-    options = ["--scale", "smoke", "--data-dir", str(idx_dir), "checkpoint_every=1", "epochs=3"]
+def test_a_comparison_that_was_interrupted_goes_on(tmp_path, idx_dir):
+    options = ["--scale", "smoke", "--data-dir", str(idx_dir), "--methods", "sgd,prox_sgd"]
+    options += ["checkpoint_every=1", "epochs=3"]
 
     def comparison(name, *more):
         status = compare.main(["mnist_linear", *options, "--out", str(tmp_path / name), *more])
