@@ -160,7 +160,9 @@ def test_wrong_arguments_end_in_one_clear_line(tmp_path, monkeypatch, capsys, ar
     assert not (tmp_path / "runs").exists()
 
 
-def test_compare_refuses_a_field_no_method_has_no_seeds_and_an_unknown_method(tmp_path, monkeypatch, capsys):
+def test_compare_refuses_a_field_no_method_has_no_seeds_and_an_unknown_method(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert compare.main(["mnist_linear", "epoch=3"]) == 2
     assert "epoch: no method of mnist_linear has such a field" in capsys.readouterr().err
