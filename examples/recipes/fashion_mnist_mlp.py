@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "ramda.strength": 2e-3,
     "ramda.solver_iterations": 0,
     "rmda.learning_rate": 1.0,
-    "rmda.strength": 6e-3,
+    "rmda.strength": 5.5e-3,
     "prox_sgd.learning_rate": 0.5,
     "prox_sgd.strength": 6e-3,
     "prox_adamw.learning_rate": 3e-3,
