@@ -10,6 +10,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ def _search(options: argparse.Namespace) -> int:
     dataset = runs[0][1].recipe.load(options.data_dir)
     make_folder(out)
     console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
-    rows = []
-    with report.csv_log(out / "search.csv") as log:
+    rows, silent = [], nullcontext(lambda row: None)
+    with report.csv_log(out / "search.csv") if parallel.leads() else silent as log:
         for trial, run in runs:
             chosen = {name: trial[name] for name in varied}
             console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
-            rows.append({"optimizer": run.optimizer, **chosen, **_last(run, dataset, devices)})
+            rows.append({**_settings(run), **chosen, **_last(run, dataset, devices)})
             log(rows[-1])
     console.print(_table(runs[0][1], varied, rows))
     console.print(f"search.csv is in {out}", soft_wrap=True)
@@ -78,6 +79,16 @@ def trials(overrides: Mapping[str, str]) -> list[Trial]:
     """
     values = [text.split("|") for text in overrides.values()]
     return [dict(zip(overrides, chosen, strict=True)) for chosen in itertools.product(*values)]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What every trial is known by, whether it was varied or not."""
+    method = run.method
+    return {
+        "optimizer": run.optimizer,
+        "learning_rate": method.learning_rate,
+        "strength": method.strength,
+    }
 
 
 def _last(run: Run, dataset: Dataset | Stream, devices: parallel.OneDevice) -> dict[str, Any]:
