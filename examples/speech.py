@@ -28,6 +28,38 @@ def loss(outputs: tuple[Speech, jax.Array], targets: Targets) -> jax.Array:
     return speech_loss(outputs[0], Recording(*targets)).total
 
 
+def guided_loss(outputs: tuple[Speech, jax.Array], targets: Targets) -> jax.Array:
+    """`loss` + 2 x `off_diagonal`: (n,).
+
+    Attention that wanders costs, so that it is diagonal after hundreds of steps where the loss alone
+    takes many thousands; with little data it may never be (Tachibana et al., ICASSP 2018).
+    """
+    speech, symbols = outputs
+    return loss(outputs, targets) + 2 * off_diagonal(speech.alignments, targets[1], symbols)
+
+
+def off_diagonal(
+    alignments: jax.Array, frames: jax.Array, symbols: jax.Array, width: float = 0.2
+) -> jax.Array:
+    """How much attention is far from reading the text at a constant pace: in [0, 1).
+
+        mean over frames t of sum_s A[t, s] (1 - exp(-d(t, s)^2 / (2 width^2)))
+
+    with d(t, s) = (s + 1/2) / symbols - (t + 1/2) / frames.
+
+    Args:
+        alignments: A, (n, frames, symbols), 0 in the padding.
+        frames: numbers of frames (n,).
+        symbols: numbers of symbols (n,).
+        width: distance from the diagonal that is still little.
+
+    Returns:
+        (n,).
+    """
+    far = 1 - jnp.exp(-(_from_diagonal(alignments.shape, frames, symbols) ** 2) / (2 * width**2))
+    return jnp.sum(alignments * far, axis=(1, 2)) / frames
+
+
 def mel_distance(outputs: tuple[Speech, jax.Array], targets: Targets) -> jax.Array:
     """Mean of |refined - true| over frames and mels, in natural logarithms of magnitude: (n,)."""
     mels, lengths = targets
@@ -58,11 +90,16 @@ def diagonality(alignments: jax.Array, frames: jax.Array, symbols: jax.Array) ->
     Returns:
         (n,).
     """
-    _, height, width = alignments.shape
+    distance = jnp.abs(_from_diagonal(alignments.shape, frames, symbols))
+    return 1 - 3 * jnp.sum(alignments * distance, axis=(1, 2)) / frames
+
+
+def _from_diagonal(shape: tuple[int, ...], frames: jax.Array, symbols: jax.Array) -> jax.Array:
+    """(s + 1/2) / symbols - (t + 1/2) / frames, of the alignments' shape."""
+    _, height, width = shape
     time = (jnp.arange(height) + 0.5) / frames[:, None]
     place = (jnp.arange(width) + 0.5) / symbols[:, None]
-    distance = jnp.abs(place[:, None, :] - time[:, :, None])
-    return 1 - 3 * jnp.sum(alignments * distance, axis=(1, 2)) / frames
+    return place[:, None, :] - time[:, :, None]
 
 
 def warped_distance(generated: np.ndarray, recorded: np.ndarray) -> float:

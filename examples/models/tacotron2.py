@@ -258,7 +258,9 @@ class Tacotron2(nnx.Module):
             text_lengths: number of symbols of each text (n,), at least 1; the rest is padding.
             key: for the dropout of the prenet, which is always on.
             max_frames: at most so many frames.
-            threshold: a text is done with the first frame that is the last with this probability.
+            threshold: a text is done with the first frame by which the gate gives it this
+                probability to be, 1 - prod(1 - p_t), p_t that frame t is the last one if none
+                before was; with 1/2 its length is the median. 1 never ends it.
 
         Returns:
             Speech, and the number of frames of each text (n,).

@@ -309,7 +309,7 @@ class Decoder(nnx.Module):
             text: encoded text.
             key: for dropout.
             max_frames: at most so many frames.
-            threshold: a text is done with the first frame that is the last with this probability.
+            threshold: see `Tacotron2.generate`.
 
         Returns:
             Frames, 0 after the last of a text, and the number of frames of each text (n,).
@@ -333,21 +333,25 @@ class Decoder(nnx.Module):
             frame, gate = self.read(features)
             going = loop.step < loop.lengths
             written = _write(loop.frames, loop.step, Frames(frame, gate, state.weights), going)
-            stops = going & (jax.nn.sigmoid(gate) > threshold)
+            hazard = loop.hazard + jax.nn.softplus(gate)
+            stops = going & (1 - jnp.exp(-hazard) > threshold)
             lengths = jnp.where(stops, loop.step + 1, loop.lengths)
-            return _Generation(loop.step + 1, state, frame, written, lengths)
+            return _Generation(loop.step + 1, state, frame, hazard, written, lengths)
 
-        loop = _Generation(jnp.int32(0), self.start(text), last, frames, lengths)
+        hazard = jnp.zeros(count)
+        loop = _Generation(jnp.int32(0), self.start(text), last, hazard, frames, lengths)
         loop = jax.lax.while_loop(unfinished, body, loop)
         return loop.frames, loop.lengths
 
 
 class _Generation(NamedTuple):
-    """What the loop of `Decoder.generate` carries: `lengths` is the maximum until a text stops."""
+    """What the loop of `Decoder.generate` carries: `hazard` is -log P(not done yet), and `lengths`
+    the maximum until a text stops."""
 
     step: jax.Array
     state: DecoderState
     last: jax.Array
+    hazard: jax.Array
     frames: Frames
     lengths: jax.Array
 

@@ -28,6 +28,17 @@ def test_diagonality_is_one_on_the_diagonal_and_nothing_for_attention_to_all_ali
     assert speech.diagonality(padded, lengths[:1], lengths[:1])[0] == pytest.approx(1.0)
 
 
+def test_attention_costs_where_it_is_off_the_diagonal():
+    lengths = jnp.array([40, 40])
+    alignments = jnp.zeros((2, 50, 60))
+    alignments = alignments.at[0, :40, :40].set(jnp.eye(40))
+    alignments = alignments.at[1, :40, :40].set(jnp.eye(40)[::-1])
+    on, off = speech.off_diagonal(alignments, lengths, lengths)
+    assert on == pytest.approx(0.0, abs=1e-6)
+    d = (np.arange(40) - np.arange(40)[::-1]) / 40
+    assert off == pytest.approx(np.mean(1 - np.exp(-(d**2) / (2 * 0.2**2))), rel=1e-5)
+
+
 def test_speech_at_another_pace_is_at_no_distance():
     frames = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     slower = np.repeat(frames, [1, 3, 2, 1, 4], axis=0)
