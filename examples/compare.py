@@ -16,7 +16,15 @@ from rich.console import Console
 from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, any_in
 from examples.data import Dataset, Stream
-from examples.recipe import Recipe, RecipeError, Run, make_run, run_fields, split_overrides
+from examples.recipe import (
+    Recipe,
+    RecipeError,
+    Run,
+    find_method,
+    make_run,
+    run_fields,
+    split_overrides,
+)
 from examples.recipes import find
 from examples.train import (
     argument_parser,
@@ -105,11 +113,7 @@ def method_runs(
     recipe: Recipe, scale: str, overrides: dict[str, str], names: Sequence[str]
 ) -> list[Run]:
     """A run per method; a field that only some methods have is set for those."""
-    for name in names:
-        if name not in recipe.methods:
-            has = ", ".join(recipe.methods)
-            raise RecipeError(f"--methods: {recipe.name} has {has}, got {name!r}")
-    known = {name: set(run_fields(recipe, recipe.methods[name])) for name in names}
+    known = {name: set(run_fields(recipe, find_method(recipe, name))) for name in names}
     for name in overrides:
         if not any(name in fields for fields in known.values()):
             raise RecipeError(f"{name}: no method of {recipe.name} has such a field")

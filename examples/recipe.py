@@ -187,24 +187,26 @@ def make_run(
         RecipeError: no such method or scale, no such field for this method, or a value of the
             wrong type or out of range.
     """
-    if optimizer not in recipe.methods:
-        raise RecipeError(
-            f"optimizer: {recipe.name} has {_names(recipe.methods)}, got {optimizer!r}"
-        )
+    method = find_method(recipe, optimizer)
     if scale not in SCALES:
         raise RecipeError(f"scale: expected one of {_names(SCALES)}, got {scale!r}")
-    types = run_fields(recipe, recipe.methods[optimizer])
+    types = run_fields(recipe, method)
     changes = scale_changes(recipe, optimizer, scale)
     for name, text in (overrides or {}).items():
         if name not in types:
             raise RecipeError(f"{name}: no such field for {optimizer}, which has {_names(types)}")
         changes[name] = parse(name, types[name], text)
-    run = changed(
-        Run(recipe, optimizer, scale, recipe.settings, recipe.methods[optimizer]), changes
-    )
+    run = changed(Run(recipe, optimizer, scale, recipe.settings, method), changes)
     run.recipe.check(run.recipe.load, run.recipe.model)
     run.transformation(steps_per_epoch=1)  # so that constants out of range are found at once
     return run
+
+
+def find_method(recipe: Recipe, optimizer: str) -> Method:
+    """The method of this name, or a `RecipeError` that says which there are."""
+    if optimizer not in recipe.methods:
+        raise RecipeError(f"methods: {recipe.name} has {_names(recipe.methods)}, got {optimizer!r}")
+    return recipe.methods[optimizer]
 
 
 def scale_changes(recipe: Recipe, optimizer: str, scale: str) -> dict[str, Any]:

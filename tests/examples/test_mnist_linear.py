@@ -124,7 +124,7 @@ BAD_ARGUMENTS = {
     "unknown recipe": (["nonsense"], "recipe: expected one of mnist_linear"),
     "unknown optimizer": (
         ["mnist_linear", "--optimizer", "lion"],
-        "optimizer: mnist_linear has ramda",
+        "methods: mnist_linear has ramda",
     ),
     "unknown scale": (["mnist_linear", "--scale", "huge"], "scale: expected one of paper"),
     "unknown field": (["mnist_linear", "epoch=3"], "epoch: no such field for ramda"),
@@ -169,7 +169,7 @@ def test_compare_refuses_a_field_no_method_has_no_seeds_and_an_unknown_method(
     assert compare.main(["mnist_linear", "--seeds", "0"]) == 2
     assert "--seeds: expected at least 1" in capsys.readouterr().err
     assert compare.main(["mnist_linear", "--methods", "rmda,adam"]) == 2
-    assert "--methods: mnist_linear has ramda, rmda, " in capsys.readouterr().err
+    assert "methods: mnist_linear has ramda, rmda, " in capsys.readouterr().err
 
 
 def _cut(content):
