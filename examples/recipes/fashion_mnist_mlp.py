@@ -16,7 +16,7 @@ PAPER_SOLVER: dict[str, Any] = {"solver_iterations": 5, "solver_rtol": 1e-3}
 
 
 # 1,400 steps instead of 140,000, in larger batches: singular values that carry nothing have to fall
-# faster, by higher rates and strengths. Chosen by examples.search, see examples/RESULTS.md.
+# faster, by higher rates and strengths. How each was chosen: examples/RESULTS.md.
 SMALL: dict[str, Any] = {
     "ramda.strength": 2e-3,
     "ramda.solver_iterations": 0,

@@ -50,7 +50,8 @@ def check(load: Any, model: Model) -> None:
 
 
 # W takes on What's zeros after 1/c^2 steps of the last stage, which has 190 with the stand-in. Rates
-# and strengths come from the search on Asterisk's voice in RESULTS.md.
+# and strengths come from the search on Asterisk's voice in RESULTS.md; RMDA's strength lies between
+# two of its trials.
 SMALL: dict[str, Any] = {
     "ramda.learning_rate": 1e-2,
     "ramda.strength": 5e-5,

@@ -227,9 +227,8 @@ def test_speech_ends_where_its_gate_opens_and_is_silent_after_that(speech_model)
     assert lengths.tolist() == [6, 6]
     done = 1 - np.cumprod(1 - np.asarray(jax.nn.sigmoid(speech.gate)), axis=1)
     text, frame = 0, 3
-    for threshold, expected in ((done[text, frame] - 1e-4, 4), (done[text, frame] + 1e-4, 5)):
+    for threshold, expected in ((done[text, frame] + 1e-4, 5), (done[text, frame] - 1e-4, 4)):
         ended, lengths = generate(state, threshold)
         assert lengths[text] == expected
-    ended, _ = generate(state, done[text, frame] - 1e-4)
     assert not ended.mel[text, frame + 1 :].any()
     np.testing.assert_allclose(ended.mel[text, : frame + 1], speech.mel[text, : frame + 1])
