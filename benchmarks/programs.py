@@ -104,7 +104,7 @@ def _place(regularizer: rj.Regularizer, params: Any, mesh: Mesh, state: str) -> 
         return _Placed(tx, whole, _everywhere(jax.eval_shape(tx.init, params), mesh), whole)
     tx = rj.ramda(1e-2, regularizer, placement=rj.Placement(AXIS, mesh))
     shardings = rj.state_sharding(tx, params, mesh)
-    grads = shardings.model.grad_sum
+    grads = shardings.method.grad_sum
     if state == "sharded":
         return _Placed(tx, whole, shardings, grads)
     tx = rj.ramda(1e-2, regularizer, placement=rj.Placement(AXIS, mesh, grads))

@@ -21,7 +21,8 @@ import optax.contrib
 
 import ramda_jax as rj
 from benchmarks import measure, shapes
-from ramda_jax.transform import find_states
+from ramda_jax.methods.base import accumulators_of
+from ramda_jax.state import find_states
 
 GRADIENTS = 4
 LARGE = 50_000_000
@@ -114,14 +115,16 @@ class TorchStep:
 def relative_residual(opt_state: Any) -> float | None:
     """Largest certified residual relative to ||D x0 - v||, over arrays; None for other methods than dual averaging."""
     (state,) = find_states(opt_state)
-    if not hasattr(state.model, "subproblem"):
+    if not hasattr(state.method, "terms"):
         return None
-    subproblem, plan = state.model.subproblem(), state.solver.plan
-    trees = [jax.tree.leaves(getattr(state.model, name)) for name in state.model.accumulators]
+    terms = state.method.terms()
+    trees = [jax.tree.leaves(tree) for tree in accumulators_of(state.method)]
     worst = 0.0
-    for k, entry in enumerate(plan.entries):
-        arrays = tuple(leaves[entry.leaf] for leaves in trees)
-        v, x0, d = subproblem.pieces(arrays, arrays[0], subproblem.scalars)
+    for k, block in enumerate(state.solver.plan.blocks):
+        arrays = tuple(
+            leaves[block.members[0].leaf] for leaves in trees
+        )  # all blocks are single arrays here
+        v, x0, d = terms.pieces(arrays, arrays[0], terms.scalars)
         worst = max(worst, float(state.solver.residual[k] / jnp.linalg.norm(d * x0 - v)))
     return worst
 

@@ -1,19 +1,17 @@
 """RAMDA and its baselines as optax transformations; group norms are solved exactly.
 
 Every method minimises, per parameter, <v, X> + 1/2 <X - x0, D (X - x0)> + w psi(X) and differs in how v, x0, D, w come from
-the gradients (`models`). What psi is (`regularizers`) and how the minimiser is found (`solvers`) are independent choices.
+the gradients (`methods`). What psi is (`regularizers`) and how the minimiser is found (`solvers`) are independent choices.
 """
 
-from ramda_jax.assignment import Assignment, by_path, describe, kernels
-from ramda_jax.metrics import (
-    group_sparsity,
-    low_rank_level,
-    objective,
-    summary,
-    weighted_group_sparsity,
-)
-from ramda_jax.models import prox_adamw, prox_sgd, prox_ssi, ramda, rmda
-from ramda_jax.placement import Placement
+from ramda_jax import interop as interop  # tells other libraries
+from ramda_jax.assignment import Assignment, by_path, coupled, kernels
+from ramda_jax.inspect import describe, solver_stats, structured_params
+from ramda_jax.methods.prox_adamw import prox_adamw
+from ramda_jax.methods.prox_sgd import prox_sgd
+from ramda_jax.methods.prox_ssi import prox_ssi
+from ramda_jax.methods.ramda import ramda
+from ramda_jax.methods.rmda import rmda
 from ramda_jax.regularizers import (
     L0,
     L1,
@@ -28,7 +26,8 @@ from ramda_jax.regularizers import (
     SparseGroupLasso,
 )
 from ramda_jax.schedules import final_momentum_schedule, multistep
-from ramda_jax.sharding import state_sharding
+from ramda_jax.sharding import Placement
+from ramda_jax.sharding.shardings import state_sharding
 from ramda_jax.solvers import (
     AcceleratedProximalGradient,
     DouglasRachford,
@@ -36,7 +35,15 @@ from ramda_jax.solvers import (
     ProximalGradient,
     Solver,
 )
-from ramda_jax.transform import ProximalState, solver_stats, structured_params
+from ramda_jax.state import ProximalState
+from ramda_jax.structure import (
+    group_sparsity,
+    low_rank_level,
+    objective,
+    summary,
+    weighted_group_sparsity,
+)
+from ramda_jax.subproblem import View
 
 __version__ = "0.1.0"
 
@@ -60,7 +67,9 @@ __all__ = [
     "Regularizer",
     "Solver",
     "SparseGroupLasso",
+    "View",
     "by_path",
+    "coupled",
     "describe",
     "final_momentum_schedule",
     "group_sparsity",

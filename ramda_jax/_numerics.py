@@ -1,4 +1,4 @@
-"""Small numerical helpers shared by the models and the solvers."""
+"""Small numerical helpers that methods, regularizers and solvers share."""
 
 import functools
 from typing import Any
@@ -28,13 +28,25 @@ def norm(x: chex.Array) -> chex.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
+def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
+    """||x_g|| in the keepdims layout; scaled by the largest entry, so that no square leaves the float range."""
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    y = x / unit
+    square = jnp.sum(y * y, axis=axes, keepdims=True)
+    # The inner `where` keeps the gradient of a zero group at 0 instead of NaN.
+    positive = square != 0
+    return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
 def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:
     """sign(x) max(|x| - level, 0), elementwise. A NaN stays a NaN."""
     return x - jnp.clip(x, -level, level)  # +0, never -0, inside
 
 
+@jax.custom_jvp
 def cbrt(x: chex.Array) -> chex.Array:
-    """Cube root of x >= 0, elementwise.
+    """Cube root of x >= 0, elementwise; its derivative at 0 is defined as 0.
 
     float32 by a bit-level first guess at z = x^(-1/3) (the exponent divided by -3; 4 % off), a step of fourth order,
     and a correction of y = x z^2 which takes most of its rounding away, too:
@@ -56,6 +68,30 @@ def cbrt(x: chex.Array) -> chex.Array:
     y = (x * z) * z
     y = y + y * ((2 / 3) * (1 - y * z))
     return jnp.where(x < jnp.inf, y, x)  # infinity is its own root, a NaN stays one
+
+
+@cbrt.defjvp
+def _cbrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
+    """dx / (3 cbrt(x)^2)."""
+    root = cbrt(*primals)
+    slope = jnp.where(
+        root > 0, 1 / (3 * jnp.where(root > 0, root * root, 1.0)), jnp.zeros_like(root)
+    )
+    return root, slope * tangents[0]
+
+
+@jax.custom_jvp
+def sqrt(x: chex.Array) -> chex.Array:
+    """Square root of x >= 0, elementwise; its derivative at 0 is defined as 0."""
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
+    """dx / (2 sqrt(x))."""
+    root = jnp.sqrt(*primals)
+    slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1.0), jnp.zeros_like(root))
+    return root, slope * tangents[0]
 
 
 def compensated_add(
@@ -81,3 +117,26 @@ def as_number(x: Any) -> Any:
     if isinstance(x, jax.core.Tracer) or jnp.ndim(x) > 0 or not hasattr(x, "item"):
         return x
     return x.item()
+
+
+def is_explicit(mesh: Any) -> bool:
+    """Whether the mesh has axes over which arrays say in their types how they are cut."""
+    return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
+
+
+def on_explicit_mesh(x: chex.Array) -> bool:
+    """Whether x is of such a type."""
+    return is_explicit(jax.typeof(x).sharding.mesh)
+
+
+def whole(x: chex.Array) -> chex.Array:
+    """x, whole on every device: an explicit mesh decomposes and reshapes no array that it has cut."""
+    spec = jax.sharding.PartitionSpec()
+    return jax.sharding.reshard(x, spec) if on_explicit_mesh(x) else x
+
+
+def cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
+    """x, cut as `model` is on an explicit mesh."""
+    if not on_explicit_mesh(model):
+        return x
+    return jax.sharding.reshard(x, jax.typeof(model).sharding.spec)

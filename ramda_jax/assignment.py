@@ -1,51 +1,49 @@
-"""Which regularizer each parameter gets."""
+"""Which regularizer each parameter gets, and which parameters are regularized together."""
 
 import abc
 import dataclasses
+import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 
-from ramda_jax.regularizers import Regularizer
-from ramda_jax.regularizers.base import is_regularizer_or_none, size
+from ramda_jax import trees
+from ramda_jax.regularizers import GroupNorm, Regularizer
+from ramda_jax.regularizers.base import is_regularizer_or_none
+from ramda_jax.subproblem import Block, Member, View, several, single
 
 
-def path_string(key_path: Sequence[Any]) -> str:
-    """A key path as 'encoder/0/kernel'; the wrappers of NNX variables and boxed Linen parameters leave no trace."""
-    names = []
-    for key in key_path:
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            names.append(key.name)
-        else:
-            names.append(str(getattr(key, "key", getattr(key, "idx", key))))
-    last = key_path[-1] if key_path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name in ("value", "raw_value"):
-        names.pop()
-    return "/".join(names)
+class Parameter(NamedTuple):
+    """What an assignment sees of a parameter: its place among the leaves, its path and its shape."""
 
-
-def flatten_with_paths(tree: chex.ArrayTree, **kwargs: Any) -> tuple[list[str], list[Any], Any]:
-    """(paths, leaves, treedef)."""
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, **kwargs)
-    return [path_string(p) for p, _ in pairs], [x for _, x in pairs], treedef
+    leaf: int
+    path: str
+    shape: tuple[int, ...]
 
 
 class Assignment(abc.ABC):
-    """A rule that gives every parameter a regularizer or None. Not callable: it is not a schedule."""
+    """A rule that says which parameters are regularized, and how. Not callable: it is not a schedule."""
 
     @abc.abstractmethod
-    def leaf(self, path: str, shape: tuple[int, ...]) -> Regularizer | None:
-        """The regularizer of the parameter at this path, None to leave it alone."""
+    def blocks(self, params: Sequence[Parameter]) -> list[Block]:
+        """The blocks that these parameters make; what is in none of them is left alone."""
 
     def assign(self, params: chex.ArrayTree) -> Any:
-        """The pytree of regularizers and Nones, with the structure of params."""
-        paths, leaves, treedef = flatten_with_paths(params)
-        return treedef.unflatten(
-            [self.leaf(p, tuple(x.shape)) for p, x in zip(paths, leaves, strict=True)]
-        )
+        """The pytree of regularizers and Nones with the structure of params: of every array the one of its block."""
+        paths, leaves, treedef = trees.flatten(params)
+        chosen: list[Regularizer | None] = [None] * len(paths)
+        for block in self.blocks(_parameters(paths, leaves)):
+            for member in block.members:
+                chosen[member.leaf] = block.psi
+        return treedef.unflatten(chosen)
+
+
+def _parameters(paths: Sequence[str], leaves: Sequence[Any]) -> list[Parameter]:
+    pairs = zip(paths, leaves, strict=True)
+    return [Parameter(i, path, tuple(x.shape)) for i, (path, x) in enumerate(pairs)]
 
 
 @jax.tree_util.register_dataclass
@@ -55,9 +53,9 @@ class Kernels(Assignment):
 
     regularizer: Regularizer
 
-    def leaf(self, path: str, shape: tuple[int, ...]) -> Regularizer | None:
-        is_kernel = path.rsplit("/", 1)[-1] == "kernel" and len(shape) >= 2
-        return self.regularizer if is_kernel else None
+    def blocks(self, params: Sequence[Parameter]) -> list[Block]:
+        is_kernel = lambda p: p.path.rsplit("/", 1)[-1] == "kernel" and len(p.shape) >= 2
+        return [single(*p, self.regularizer) for p in params if is_kernel(p)]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -66,19 +64,31 @@ class ByPath(Assignment):
     """See `by_path`."""
 
     patterns: tuple[str, ...]
-    regularizers: tuple[Regularizer | None, ...]
+    chosen: tuple[Regularizer | Assignment | None, ...]
 
-    def leaf(self, path: str, shape: tuple[int, ...]) -> Regularizer | None:
-        for pattern, chosen in zip(self.patterns, self.regularizers, strict=True):
-            if re.search(pattern, path):
-                return chosen
+    def blocks(self, params: Sequence[Parameter]) -> list[Block]:
+        mine: list[list[Parameter]] = [[] for _ in self.patterns]
+        for param in params:
+            mine[self._rule(param)].append(param)
+        blocks: list[Block] = []
+        for chosen, some in zip(self.chosen, mine, strict=True):
+            if isinstance(chosen, Assignment):
+                blocks.extend(chosen.blocks(some))
+            elif chosen is not None:
+                blocks.extend(single(*p, chosen) for p in some)
+        return blocks
+
+    def _rule(self, param: Parameter) -> int:
+        for k, pattern in enumerate(self.patterns):
+            if re.search(pattern, param.path):
+                return k
         raise ValueError(
-            f"no rule of by_path matches {path!r} of shape {shape}; rules: {list(self.patterns)}. "
+            f"no rule of by_path matches {param.path!r} of shape {param.shape}; rules: {list(self.patterns)}. "
             'End with (".*", None) to leave the rest unregularized.'
         )
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return (self.regularizers,), self.patterns
+        return (self.chosen,), self.patterns
 
     @classmethod
     def tree_unflatten(cls, patterns: Any, children: Any) -> "ByPath":
@@ -107,12 +117,12 @@ def kernels(regularizer: Regularizer) -> Kernels:
     return Kernels(regularizer)
 
 
-def by_path(rules: Iterable[tuple[str, Regularizer | None]]) -> ByPath:
+def by_path(rules: Iterable[tuple[str, Regularizer | Assignment | None]]) -> ByPath:
     """Regularizers by rules over the '/'-joined path of a parameter; the first match wins.
 
     Args:
       rules: pairs of a regular expression (searched anywhere in the path, `re.search`; anchor with ^ and $) and a
-        regularizer, or None to leave the parameters alone.
+        regularizer, None to leave the parameters alone, or an assignment (`coupled`) for those that fall to this rule.
 
     Raises:
       ValueError: for rules that are not such pairs, or expressions that do not compile; when it is applied, for a
@@ -124,12 +134,12 @@ def by_path(rules: Iterable[tuple[str, Regularizer | None]]) -> ByPath:
       >>> rj.by_path([("^head/", None), ("kernel$", rj.L1(0.1))]).assign(params)
       {'body': {'kernel': L1(strength=0.1)}, 'head': {'kernel': None}}
     """
-    patterns, regularizers = [], []
+    patterns, choices = [], []
     for rule in rules:
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)):
             raise ValueError(f"by_path needs pairs (pattern, regularizer or None), got {rule!r}.")
         pattern, chosen = rule
-        if not is_regularizer_or_none(chosen):
+        if not (is_regularizer_or_none(chosen) or isinstance(chosen, Assignment)):
             raise ValueError(
                 f"by_path rule {pattern!r}: {chosen!r} is neither a regularizer nor None."
             )
@@ -140,18 +150,175 @@ def by_path(rules: Iterable[tuple[str, Regularizer | None]]) -> ByPath:
                 f"by_path pattern {pattern!r} is not a regular expression: {error}."
             ) from None
         patterns.append(pattern)
-        regularizers.append(chosen)
-    return ByPath(tuple(patterns), tuple(regularizers))
+        choices.append(chosen)
+    return ByPath(tuple(patterns), tuple(choices))
 
 
-def _is_masked(x: Any) -> bool:
-    """Whether x is the placeholder of a parameter that `optax.masked` hides (an empty node of the tree)."""
-    return type(x).__name__ == "MaskedNode"
+# Coupled blocks.
+
+Place = int | tuple[int, ...] | View
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Coupled(Assignment):
+    """See `coupled`."""
+
+    kinds: tuple[tuple[str, tuple[tuple[str, View], ...]], ...]
+    regularizer: GroupNorm
+
+    def blocks(self, params: Sequence[Parameter]) -> list[Block]:
+        blocks = []
+        for kind, patterns in self.kinds:
+            for binding, found in _bindings(patterns, params).items():
+                name = "/".join((kind, *binding))
+                missing = [p for (p, _), mine in zip(patterns, found, strict=True) if mine is None]
+                if missing:
+                    present = [mine.path for mine in found if mine is not None]
+                    text = [_bound(p, patterns[0][0], binding) for p in missing]
+                    raise ValueError(
+                        f"the block {name!r} of coupled lacks {text}: it has {present}. optax.masked and optax.partition "
+                        "must not split a block."
+                    )
+                blocks.append(self._block(name, patterns, found))
+        return blocks
+
+    def _block(
+        self, name: str, patterns: Sequence[tuple[str, View]], found: Sequence[Any]
+    ) -> Block:
+        members = []
+        numbers = []
+        for (_, view), param in zip(patterns, found, strict=True):
+            shape = view.viewed(param.path, param.shape)
+            axes = (view.axis,) if isinstance(view.axis, int) else view.axis
+            numbers.append(math.prod(shape[a] for a in axes))
+            members.append(Member(param.leaf, param.path, param.shape, view))
+        if len(set(numbers)) > 1:
+            rows = [
+                f"{m.path!r} of shape {m.shape} has {n}"
+                for m, n in zip(members, numbers, strict=True)
+            ]
+            raise ValueError(
+                f"the members of the block {name!r} of coupled have different numbers of groups: {', '.join(rows)}."
+            )
+        return several(name, members, self.regularizer)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.regularizer,), self.kinds
+
+    @classmethod
+    def tree_unflatten(cls, kinds: Any, children: Any) -> "Coupled":
+        return cls(kinds, *children)
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def _placeholders(pattern: str) -> list[str]:
+    return list(dict.fromkeys(_PLACEHOLDER.findall(pattern)))
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a path pattern; a placeholder that comes again must match the same text."""
+    text, known = "", set()
+    for k, piece in enumerate(_PLACEHOLDER.split(pattern)):
+        if k % 2 == 0:
+            text += re.escape(piece)
+        else:
+            text += f"(?P={piece})" if piece in known else f"(?P<{piece}>.+)"
+            known.add(piece)
+    return re.compile(text)
+
+
+def _bindings(
+    patterns: Sequence[tuple[str, View]], params: Sequence[Parameter]
+) -> dict[tuple[str, ...], list[Parameter | None]]:
+    """By the texts of the placeholders: the parameter that each pattern matches with them, None where there is none."""
+    names = _placeholders(patterns[0][0])
+    found: dict[tuple[str, ...], list[Parameter | None]] = {}
+    for k, (pattern, _) in enumerate(patterns):
+        expression = _expression(pattern)
+        for param in params:
+            match = expression.fullmatch(param.path)
+            if match:
+                binding = tuple(match[name] for name in names)
+                found.setdefault(binding, [None] * len(patterns))[k] = param
+    return found
+
+
+def _bound(pattern: str, first: str, binding: Sequence[str]) -> str:
+    """The pattern with the texts of its placeholders."""
+    texts = dict(zip(_placeholders(first), binding, strict=True))
+    return _PLACEHOLDER.sub(lambda match: texts[match[1]], pattern)
+
+
+def coupled(kinds: Mapping[str, Iterable[tuple[str, Place]]], regularizer: GroupNorm) -> Coupled:
+    """Groups that span arrays: group i of a block is slice i of each of its members.
+
+    psi(X) = sum over blocks and i of phi(||(X_1[i], ..., X_m[i])||), phi as the regularizer has it for single arrays; the
+    size |g| of a group counts all members.
+
+    Args:
+      kinds: by a name for a kind of block, its members: pairs of a path pattern and the axis along which groups lie
+        (an int, or a tuple of ints: one group per index along all of them), or a `View`. A pattern is a path in which
+        placeholders
+        such as `{block}` match any text; all patterns of a kind have the same placeholders, and the parameters that
+        match with the same texts make one block.
+      regularizer: of group norms; its own `group_axis` is not used.
+
+    Returns:
+      An assignment; parameters in no block are left alone. It may stand in a rule of `by_path`.
+
+    Raises:
+      ValueError: for anything else; when it is applied, for a block that lacks a member (naming it), members with different
+        numbers of groups (naming paths and shapes), entries that are in two blocks (naming both).
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"mlp": {"up": {"kernel": jnp.ones((4, 6))}, "down": {"kernel": jnp.ones((6, 4))}}}
+      >>> neurons = rj.coupled({"neuron": [("{mlp}/up/kernel", -1), ("{mlp}/down/kernel", -2)]}, rj.GroupLasso(0.1))
+      >>> print(rj.describe(params, neurons))
+      path             shape   regularizer                                              groups  parameters
+      mlp/down/kernel  (6, 4)  neuron/mlp: GroupLasso(strength=0.1, size_weighted=True)       -          24
+      mlp/up/kernel    (4, 6)  neuron/mlp: GroupLasso(strength=0.1, size_weighted=True)       6          24
+      total            2                                                                      6          48
+    """
+    if not isinstance(regularizer, GroupNorm):
+        raise ValueError(f"coupled needs a regularizer of group norms, got {regularizer!r}.")
+    if not isinstance(kinds, Mapping) or not kinds:
+        raise ValueError(f"coupled needs a dict from names to members, got {kinds!r}.")
+    return Coupled(tuple((name, _members(name, m)) for name, m in kinds.items()), regularizer)
+
+
+def _members(kind: str, members: Any) -> tuple[tuple[str, View], ...]:
+    wanted = f"coupled[{kind!r}] needs pairs (path pattern, axis, tuple of axes or View)"
+    pairs = []
+    for pair in members:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError(f"{wanted}, got {pair!r}.")
+        pattern, place = pair
+        axes = place if isinstance(place, tuple) else (place,)
+        if not isinstance(place, View):
+            if not axes or any(isinstance(a, bool) or not isinstance(a, int) for a in axes):
+                raise ValueError(f"{wanted}, got {pair!r}.")
+            place = View(place)
+        pairs.append((pattern, place))
+    if not pairs:
+        raise ValueError(f"{wanted}, got none.")
+    names = {frozenset(_placeholders(pattern)) for pattern, _ in pairs}
+    if len(names) > 1:
+        raise ValueError(
+            f"coupled[{kind!r}]: all patterns must have the same placeholders, got {[p for p, _ in pairs]}."
+        )
+    return tuple(pairs)
+
+
+# From what the user gave to blocks.
 
 
 def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regularizer | None]:
     """Match an explicit tree of regularizers to the parameters, path by path."""
-    tree_paths, chosen, _ = flatten_with_paths(tree, is_leaf=is_regularizer_or_none)
+    tree_paths, chosen, _ = trees.flatten(tree, is_leaf=is_regularizer_or_none)
     given = dict(zip(tree_paths, chosen, strict=True))
     for path, regularizer in given.items():
         if not is_regularizer_or_none(regularizer):
@@ -164,7 +331,7 @@ def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regu
             f"the tree of regularizers does not have the structure of params: nothing for {missing[0]!r} "
             f"({len(missing)} missing). It has {sorted(given)}."
         )
-    hidden = any(_is_masked(x) for x in jax.tree.leaves(params, is_leaf=_is_masked))
+    hidden = any(map(trees.is_hidden, jax.tree.leaves(params, is_leaf=trees.is_hidden)))
     extra = sorted(set(given) - set(paths))
     if extra and not hidden:
         raise ValueError(
@@ -174,8 +341,21 @@ def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regu
     return [given[p] for p in paths]
 
 
-def resolve(regularizer: Any, params: chex.ArrayTree) -> tuple[list[str], list[Regularizer | None]]:
-    """(paths, regularizers), one entry per leaf of params, checked.
+class Resolved(NamedTuple):
+    """What is regularized, and how.
+
+    Attributes:
+      paths, shapes: of the parameters.
+      blocks: their regularizers have the strengths as the user gave them.
+    """
+
+    paths: list[str]
+    shapes: list[tuple[int, ...]]
+    blocks: list[Block]
+
+
+def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
+    """The blocks of params, checked.
 
     Args:
       regularizer: None, a regularizer, an assignment, or a tree of regularizers and Nones like params.
@@ -183,70 +363,51 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> tuple[list[str], list[R
 
     Raises:
       ValueError: for anything else, for trees of another structure, for regularizers that cannot apply to their array
-        (naming path and shape), and if nothing at all is regularized though something should be.
+        (naming path and shape), for entries in two blocks, and if nothing at all is regularized though something should be.
     """
-    paths, leaves, _ = flatten_with_paths(params)
+    paths, leaves, _ = trees.flatten(params)
+    parameters = _parameters(paths, leaves)
+    shapes = [p.shape for p in parameters]
     if regularizer is None:
-        return paths, [None] * len(paths)
+        return Resolved(paths, shapes, [])
     if isinstance(regularizer, Regularizer):
         regularizer = kernels(regularizer)
     if isinstance(regularizer, Assignment):
-        chosen = [regularizer.leaf(p, tuple(x.shape)) for p, x in zip(paths, leaves, strict=True)]
-    elif leaves:
-        chosen = _from_tree(regularizer, paths, params)
+        blocks = regularizer.blocks(parameters)
     else:
-        chosen = []
-    for path, leaf, psi in zip(paths, leaves, chosen, strict=True):
-        if psi is not None:
-            psi.check(path, tuple(leaf.shape))
-    if leaves and not any(psi is not None for psi in chosen):
+        chosen = _from_tree(regularizer, paths, params) if leaves else []
+        pairs = zip(parameters, chosen, strict=True)
+        blocks = [single(*p, psi) for p, psi in pairs if psi is not None]
+    for block in blocks:
+        if block.is_single:
+            block.psi.check(block.name, block.shape)
+    _check_disjoint(blocks)
+    if leaves and not blocks:
         raise ValueError(
             f"the assignment {_short(regularizer)} regularizes none of the parameters {paths}; pass "
             "regularizer=None to leave all unregularized."
         )
-    return paths, chosen
+    order = lambda block: min(m.leaf for m in block.members)
+    return Resolved(paths, shapes, sorted(blocks, key=order))
+
+
+def _check_disjoint(blocks: Sequence[Block]) -> None:
+    """Raise ValueError naming both unless no entry is in two blocks, or twice in one."""
+    seen: dict[int, list[tuple[str, Any]]] = {}
+    for block in blocks:
+        for member in block.members:
+            whole = tuple((0, n) for n in member.shape)
+            window = whole if member.view is None else member.view.window or whole
+            for other, taken in seen.get(member.leaf, []):
+                meets = all(a < d and c < b for (a, b), (c, d) in zip(window, taken, strict=True))
+                if meets:
+                    raise ValueError(
+                        f"entries of {member.path!r} are in two groups: of {other!r} and of {block.name!r}. Groups must be "
+                        "disjoint: couple the arrays that read a channel, or give each its own window."
+                    )
+            seen.setdefault(member.leaf, []).append((block.name, window))
 
 
 def _short(x: Any) -> str:
     text = repr(x)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def describe(params: chex.ArrayTree, regularizer: Any) -> str:
-    """A printable table of what is regularized and how.
-
-    Args:
-      params: arrays or ShapeDtypeStructs.
-      regularizer: as in `ramda`.
-
-    Returns:
-      Text: path, shape, regularizer, groups, parameters of every array, and totals.
-
-    Raises:
-      ValueError: as `ramda` would.
-
-    Example:
-      >>> import jax.numpy as jnp, ramda_jax as rj
-      >>> print(rj.describe({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, rj.L1(0.1)))
-      path    shape   regularizer       groups  parameters
-      bias    (2,)    -                      -           2
-      kernel  (3, 2)  L1(strength=0.1)       6           6
-      total   2                              6           8
-    """
-    paths, chosen = resolve(regularizer, params)
-    shapes = [tuple(x.shape) for x in jax.tree.leaves(params)]
-    rows = [("path", "shape", "regularizer", "groups", "parameters")]
-    groups = 0
-    for path, shape, psi in zip(paths, shapes, chosen, strict=True):
-        count = psi.num_groups(shape) if psi is not None else 0
-        groups += count
-        text = "-" if psi is None else psi.describe()
-        rows.append((path, str(shape), text, str(count) if psi else "-", str(size(shape))))
-    rows.append(("total", str(len(paths)), "", str(groups), str(sum(map(size, shapes)))))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = []
-    for row in rows:
-        left = [text.ljust(w) for text, w in zip(row[:3], widths[:3], strict=True)]
-        right = [text.rjust(w) for text, w in zip(row[3:], widths[3:], strict=True)]
-        lines.append("  ".join(left + right).rstrip())
-    return "\n".join(lines)

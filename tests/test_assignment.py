@@ -26,7 +26,10 @@ class LinenModel(linen.Module):
 
 
 def chosen(params, regularizer):
-    return dict(zip(*assignment.resolve(regularizer, params), strict=True))
+    """By path: the regularizer, or None."""
+    resolved = assignment.resolve(regularizer, params)
+    of_blocks = {member.path: block.psi for block in resolved.blocks for member in block.members}
+    return dict.fromkeys(resolved.paths) | of_blocks
 
 
 def test_kernels_of_flax_nnx():

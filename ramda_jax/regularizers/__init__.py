@@ -1,6 +1,6 @@
-"""Regularizers psi: one class each, no knowledge of models or solvers."""
+"""Regularizers psi: one class each, no knowledge of methods or solvers."""
 
-from ramda_jax.regularizers.base import Regularizer
+from ramda_jax.regularizers.base import Regularizer, ScoredStrength
 from ramda_jax.regularizers.elementwise import (
     L0,
     L1,
@@ -29,5 +29,6 @@ __all__ = [
     "LTwoThirds",
     "NuclearNorm",
     "Regularizer",
+    "ScoredStrength",
     "SparseGroupLasso",
 ]

@@ -1,4 +1,4 @@
-"""What a regularizer is: value, prox, prox in a diagonal metric, screening, structure.
+"""What a regularizer is: value, prox, scores, structure. No algorithm: those are `solvers`.
 
 A regularizer is an immutable pytree. Its strengths are leaves (floats, 0-d arrays or optax schedules), so they
 can be traced, scheduled and injected; everything else (axes, flags) is static. It is not callable:
@@ -8,13 +8,14 @@ can be traced, scheduled and injected; everything else (axes, flags) is static. 
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, dataclass_transform
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _numerics
+from ramda_jax import _numerics, _validation
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -45,18 +46,52 @@ def regularizer(cls: Any) -> Any:
     return cls
 
 
+class ScoredStrength(abc.ABC):
+    """A strength that is chosen from the scores of the step's subproblem: the strengths at which each group would die.
+
+    It stands where a strength is given, of a regularizer that has scores (`Regularizer.scored`). Not callable, hashable.
+    """
+
+    @abc.abstractmethod
+    def choose(self, scores: chex.Array, count: chex.Array, previous: chex.Array) -> chex.Array:
+        """The strength, 0-d.
+
+        Args:
+          scores: of one block, in the shape of its groups; exactly those with scores <= strength die.
+          count: the 0-based step.
+          previous: the strength of the step before, 0-d; 0 at the first.
+        """
+
+
+def check_strength(name: str, value: Any) -> None:
+    """0 <= value < inf, a schedule, or a strength that is chosen from scores."""
+    if not isinstance(value, ScoredStrength):
+        _validation.check_nonnegative(name, value)
+
+
+# (psi, x, metric, step) -> the prox in a metric of a psi without a closed form: an algorithm, and so given by `solvers`.
+_exact_prox: list[Callable[..., chex.Array]] = []
+
+
+def set_exact_prox(prox: Callable[..., chex.Array]) -> None:
+    """Say how `Regularizer.weighted_prox` is computed where there is no closed form."""
+    _exact_prox.append(prox)
+
+
 class Regularizer(abc.ABC):
     """A nonsmooth function psi of one parameter array that favours a structure (zeros, low rank, ...).
 
     Attributes:
-      closed_form: whether `weighted_prox` needs no iteration, whatever the metric.
+      closed_form: whether the prox in any diagonal metric needs no iteration.
       convex: whether psi is convex.
       structure: the name of what it creates: "groups" (zero groups), "rank" or "signs".
+      scored: the field of the strength that `scores` are in the units of; None: there are no scores.
     """
 
     closed_form: ClassVar[bool] = False
     convex: ClassVar[bool] = True
     structure: ClassVar[str] = "groups"
+    scored: ClassVar[str | None] = "strength"
 
     @abc.abstractmethod
     def value(self, x: chex.Array) -> chex.Array:
@@ -71,20 +106,29 @@ class Regularizer(abc.ABC):
         z = self.prox(x, step)
         return z, self.value(z)
 
-    @abc.abstractmethod
     def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z), for a positive elementwise metric."""
+        """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z), for a positive elementwise metric.
+
+        Where there is no closed form this is a subproblem like any other, and the solver that is exact for it is run.
+        """
+        return _exact_prox[-1](self, x, metric, step)
 
     @abc.abstractmethod
     def group_norms(self, x: chex.Array) -> chex.Array:
         """The norm of each group (of each entry, or each singular value, where these are the groups)."""
 
-    @abc.abstractmethod
-    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        """Which groups are zero in argmin_z 1/2 <z, metric z> - <b, z> + step psi(z); bool, a mask over groups.
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        """The strength at which each group dies, of the shape of the groups.
 
-        With b = D x0 - v this is the screening rule of the subproblem: no solve is needed to know.
+        Group g is zero in argmin_z 1/2 <z, metric z> - <b, z> + step psi(z) iff scores_g <= the strength that `scored`
+        names, all other strengths being as they are. With b = D x0 - v this needs no solve.
+
+        Raises:
+          ValueError: if no strength alone says whether a group is zero.
         """
+        raise ValueError(
+            f"{type(self).__name__} has no scores: no single strength says whether a group is zero."
+        )
 
     @abc.abstractmethod
     def num_groups(self, shape: tuple[int, ...]) -> int:
@@ -124,3 +168,9 @@ def is_regularizer_or_none(x: Any) -> bool:
 def size(shape: tuple[int, ...]) -> int:
     """Number of entries of an array of this shape (1 for a scalar)."""
     return math.prod(shape)
+
+
+def over_step(size: chex.Array, step: chex.Numeric) -> chex.Array:
+    """size / step as a strength: 0 where size is 0, whatever the step; infinite where only the step is 0."""
+    step = jnp.asarray(step, size.dtype)
+    return jnp.where(size > 0, size / jnp.maximum(step, jnp.finfo(size.dtype).tiny), 0.0 * size)

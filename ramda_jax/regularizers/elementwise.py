@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, _validation
+from ramda_jax import _numerics
 from ramda_jax.regularizers import base
 
 
@@ -27,9 +27,6 @@ class Elementwise(base.Regularizer):
 
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.abs(x)
-
-    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        return self.weighted_prox(b / metric, metric, step) == 0
 
     def separable_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(range(len(shape)))
@@ -58,13 +55,16 @@ class L1(Elementwise):
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("L1.strength", self.strength)
+        base.check_strength("L1.strength", self.strength)
 
     def entries(self, x: chex.Array) -> chex.Array:
         return self.strength * jnp.abs(x)
 
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         return _numerics.soft_threshold(x, step * self.strength)
+
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        return base.over_step(jnp.abs(b), step)  # |b| <= step strength
 
 
 @base.regularizer
@@ -80,18 +80,22 @@ class ElasticNet(Elementwise):
     Source: Zou & Hastie, Regularization and variable selection via the elastic net, JRSS B 2005.
     """
 
+    scored: ClassVar[str | None] = "l1"
     l1: Any
     l2: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("ElasticNet.l1", self.l1)
-        _validation.check_nonnegative("ElasticNet.l2", self.l2)
+        base.check_strength("ElasticNet.l1", self.l1)
+        base.check_strength("ElasticNet.l2", self.l2)
 
     def entries(self, x: chex.Array) -> chex.Array:
         return self.l1 * jnp.abs(x) + 0.5 * self.l2 * x * x
 
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         return _numerics.soft_threshold(x, step * self.l1) / (1 + step * self.l2)
+
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        return base.over_step(jnp.abs(b), step)
 
 
 @base.regularizer
@@ -107,7 +111,7 @@ class L0(Elementwise):
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("L0.strength", self.strength)
+        base.check_strength("L0.strength", self.strength)
 
     def entries(self, x: chex.Array) -> chex.Array:
         return self.strength * (x != 0).astype(x.dtype)
@@ -115,6 +119,9 @@ class L0(Elementwise):
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         # |x| against a square root, not x^2 against 2 step strength: x^2 would underflow or overflow.
         return jnp.where(jnp.abs(x) <= jnp.sqrt(2 * step * self.strength), 0.0 * x, x)
+
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        return base.over_step(0.5 * b * (b / metric), step)  # (b / d)^2 <= 2 (step / d) strength
 
 
 class _Power(Elementwise):
@@ -131,6 +138,17 @@ class _Power(Elementwise):
     k: ClassVar[int]
     strength: Any
 
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        p, tau_star = 1 - 1 / self.k, self._tau_star
+        # |b / d| <= tau* (step strength / d)^(1/(2-p))
+        return base.over_step(metric * (jnp.abs(b / metric) / tau_star) ** (2 - p), step)
+
+    @property
+    def _tau_star(self) -> float:
+        p = 1 - 1 / self.k
+        s_star = (2 * (1 - p)) ** (1 / (2 - p))
+        return s_star + p * s_star ** (p - 1)
+
     def entries(self, x: chex.Array) -> chex.Array:
         root = jnp.sqrt(jnp.abs(x)) if self.k == 2 else jnp.square(jnp.cbrt(jnp.abs(x)))
         return self.strength * root
@@ -138,8 +156,7 @@ class _Power(Elementwise):
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         k = self.k
         p = 1 - 1 / k
-        s_star = (2 * (1 - p)) ** (1 / (2 - p))
-        tau_star = s_star + p * s_star ** (p - 1)
+        tau_star = self._tau_star
         scale = jnp.asarray(step * self.strength, x.dtype) ** (1 / (2 - p))
         size = jnp.abs(x)
         keep = ~(size <= tau_star * scale)  # a NaN is kept, and stays one
@@ -166,7 +183,7 @@ class LHalf(_Power):
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("LHalf.strength", self.strength)
+        base.check_strength("LHalf.strength", self.strength)
 
 
 @base.regularizer
@@ -183,7 +200,7 @@ class LTwoThirds(_Power):
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("LTwoThirds.strength", self.strength)
+        base.check_strength("LTwoThirds.strength", self.strength)
 
 
 @base.regularizer
@@ -198,10 +215,11 @@ class Binarize(Elementwise):
 
     convex: ClassVar[bool] = False
     structure: ClassVar[str] = "signs"
+    scored: ClassVar[str | None] = None
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("Binarize.strength", self.strength)
+        base.check_strength("Binarize.strength", self.strength)
 
     def entries(self, x: chex.Array) -> chex.Array:
         return self.strength * jnp.abs(jnp.abs(x) - 1)

@@ -1,16 +1,33 @@
-"""Regularizers of group norms: zero rows, channels or filters. Exact in any diagonal metric through `secular`."""
+"""Regularizers of group norms: zero rows, channels or filters. What they are in a diagonal metric is four numbers."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, ClassVar
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, _validation, secular
+from ramda_jax import _numerics, _validation
 from ramda_jax.regularizers import base
 
 GroupAxis = int | tuple[int, ...]
+
+
+class Numbers(NamedTuple):
+    """A group norm of weight `step` in numbers, 0-d: with them, step psi is on every group
+
+      threshold ||x||_1 + level r - kappa r^2 / 2   up to   r = ||x|| = cap,   and constant in r beyond.
+
+    Attributes:
+      threshold: None: 0.
+      level: of the norm.
+      kappa, cap: None: 0 and infinity; psi is convex.
+    """
+
+    threshold: chex.Array | None
+    level: chex.Array
+    kappa: chex.Array | None = None
+    cap: chex.Array | None = None
 
 
 def _set_group_axis(self: Any) -> None:
@@ -33,6 +50,10 @@ class GroupNorm(base.Regularizer):
     size_weighted: bool
 
     # Geometry.
+
+    def along(self, group_axis: GroupAxis) -> Any:
+        """The same, of arrays whose groups lie along other axes."""
+        return dataclasses.replace(self, group_axis=group_axis)  # type: ignore[type-var]
 
     def _kept(self, ndim: int) -> tuple[int, ...]:
         axes = (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
@@ -64,41 +85,29 @@ class GroupNorm(base.Regularizer):
             )
 
     def _weight(self, shape: tuple[int, ...]) -> float:
-        return self.group_size(shape) ** 0.5 if self.size_weighted else 1.0
+        return self.weight(self.group_size(shape))
 
-    # The subproblem.
+    def weight(self, group_size: int) -> float:
+        """By how much the norm of a group of this size counts."""
+        return group_size**0.5 if self.size_weighted else 1.0
+
+    # In a diagonal metric.
 
     @abc.abstractmethod
-    def secular_problem(
-        self,
-        arrays: tuple[chex.Array, ...],
-        scalars: Any,
-        pieces: Callable,
-        shape: tuple[int, ...],
-        step: chex.Numeric,
-    ) -> secular.GroupProblem:
-        """The scalar equations of argmin 1/2 <z, D z> - <b, z> + step psi(z), where pieces(arrays, scalars) = (b, D)."""
+    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+        """step psi on a group of this size (entries in all arrays over which it may be spread)."""
 
-    def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        problem = self._problem(metric * x, metric, step)
-        return secular.point(problem, self._solve(problem))
-
-    def _problem(self, b: chex.Array, metric: chex.Array, step: chex.Numeric):
-        pieces = (b, jnp.asarray(metric, b.dtype) * jnp.ones_like(b))
-        return self.secular_problem(pieces, (), secular.as_they_are, b.shape, step)
-
-    def _solve(self, problem: secular.GroupProblem) -> secular.Solution:
-        return secular.solve([problem], [None], None, secular.MAX_ITERATIONS)[0]
-
-    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        zero = secular.start(self._problem(b, metric, step)).zero
-        return jnp.squeeze(zero, self.axes(b.ndim))
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        size = self.group_size(b.shape)
+        threshold = self.numbers(step, size).threshold
+        b = b if threshold is None else _numerics.soft_threshold(b, threshold)
+        return base.over_step(self.group_norms(b), step * self.weight(size))
 
     # Structure.
 
     def _norms(self, x: chex.Array) -> chex.Array:
         """||x_g|| in the keepdims layout."""
-        return secular.norms(x, self.axes(x.ndim))
+        return _numerics.norms(x, self.axes(x.ndim))
 
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.squeeze(self._norms(x), self.axes(x.ndim))
@@ -119,7 +128,7 @@ class GroupLasso(GroupNorm):
     """psi(x) = strength sum_g sqrt(|g|) ||x_g||.
 
     prox(x, step): x_g (1 - l / ||x_g||)_+ with l = step strength sqrt(|g|); in a diagonal metric by the scalar
-    equation of `ramda_jax.secular`, exactly. Group g of the subproblem is zero iff ||b||_g <= l.
+    equation (`ramda_jax.solvers.secular`), exactly. Group g of the subproblem is zero iff ||b||_g <= l.
 
     Args:
       strength: lambda >= 0; a number, a 0-d array or an optax schedule.
@@ -144,7 +153,7 @@ class GroupLasso(GroupNorm):
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("GroupLasso.strength", self.strength)
+        base.check_strength("GroupLasso.strength", self.strength)
         _set_group_axis(self)
 
     def value(self, x: chex.Array) -> chex.Array:
@@ -153,16 +162,8 @@ class GroupLasso(GroupNorm):
     def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
         return _shrink_groups(x, self._norms(x), step * self.strength * self._weight(x.shape))
 
-    def secular_problem(
-        self,
-        arrays: tuple[chex.Array, ...],
-        scalars: Any,
-        pieces: Callable,
-        shape: tuple[int, ...],
-        step: chex.Numeric,
-    ) -> secular.GroupProblem:
-        level = step * self.strength * self._weight(shape)
-        return secular.GroupProblem(arrays, scalars, pieces, self.axes(len(shape)), level)
+    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+        return Numbers(None, step * self.strength * self.weight(group_size))
 
 
 @base.regularizer
@@ -180,14 +181,15 @@ class SparseGroupLasso(GroupNorm):
     Source: Simon, Friedman, Hastie & Tibshirani, A sparse-group lasso, JCGS 2013.
     """
 
+    scored: ClassVar[str | None] = "group"
     l1: Any
     group: Any
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("SparseGroupLasso.l1", self.l1)
-        _validation.check_nonnegative("SparseGroupLasso.group", self.group)
+        base.check_strength("SparseGroupLasso.l1", self.l1)
+        base.check_strength("SparseGroupLasso.group", self.group)
         _set_group_axis(self)
 
     def value(self, x: chex.Array) -> chex.Array:
@@ -198,21 +200,8 @@ class SparseGroupLasso(GroupNorm):
         x = _numerics.soft_threshold(x, step * self.l1)
         return _shrink_groups(x, self._norms(x), step * self.group * self._weight(x.shape))
 
-    def secular_problem(
-        self,
-        arrays: tuple[chex.Array, ...],
-        scalars: Any,
-        pieces: Callable,
-        shape: tuple[int, ...],
-        step: chex.Numeric,
-    ) -> secular.GroupProblem:
-        def thresholded(arrays: Any, scalars: Any) -> tuple[chex.Array, chex.Array]:
-            b, d = pieces(arrays, scalars[0])
-            return _numerics.soft_threshold(b, scalars[1]), d
-
-        level = step * self.group * self._weight(shape)
-        scalars = (scalars, step * self.l1)
-        return secular.GroupProblem(arrays, scalars, thresholded, self.axes(len(shape)), level)
+    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+        return Numbers(step * self.l1, step * self.group * self.weight(group_size))
 
 
 @base.regularizer
@@ -237,13 +226,14 @@ class GroupMCP(GroupNorm):
     """
 
     convex: ClassVar[bool] = False
+    scored: ClassVar[str | None] = None
     strength: Any
     gamma: Any
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("GroupMCP.strength", self.strength)
+        base.check_strength("GroupMCP.strength", self.strength)
         _validation.check_positive("GroupMCP.gamma", self.gamma)
         _set_group_axis(self)
 
@@ -266,48 +256,11 @@ class GroupMCP(GroupNorm):
         hard = jnp.where(zero, jnp.zeros_like(x), x)
         return jnp.where(step < self.gamma, jnp.where(flat, x, firm), hard)
 
-    def secular_problem(
-        self,
-        arrays: tuple[chex.Array, ...],
-        scalars: Any,
-        pieces: Callable,
-        shape: tuple[int, ...],
-        step: chex.Numeric,
-    ) -> secular.GroupProblem:
-        level = self._level(shape)
-        return secular.GroupProblem(
-            arrays,
-            scalars,
-            pieces,
-            self.axes(len(shape)),
-            step * level,
-            kappa=step / self.gamma,
-            cap=self.gamma * level,
-            settle=self._settle,
+    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+        level = self.strength * self.weight(group_size)
+        return Numbers(None, step * level, kappa=step / self.gamma, cap=self.gamma * level)
+
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        raise ValueError(
+            "GroupMCP has no scores: a group that the threshold would leave at zero may still be best far from it."
         )
-
-    def _settle(
-        self, problem: secular.GroupProblem, r: chex.Array, zero: chex.Array
-    ) -> tuple[chex.Array, chex.Array]:
-        """(zero groups, groups that are best left unshrunk), from the smallest roots r."""
-        if problem.cap is None or problem.kappa is None:
-            raise TypeError("a problem made by another regularizer")
-        b, d = problem.tied()
-        free = b / d
-        mu = problem.level / jnp.where(zero, 1.0, r) - problem.kappa
-        # r has been through other units
-        at_cap = ~zero & (r >= problem.cap * (1 - 4 * jnp.finfo(b.dtype).eps))
-        shrunk = jnp.where(zero, jnp.zeros_like(b), jnp.where(at_cap, free, b / (d + mu)))
-
-        # Q(x) - Q(free) = 1/2 sum D (x - free)^2 + w rho(||x||) - w rho(||free||), with w rho from level and kappa.
-        gap = 0.5 * secular.total(problem, d * jnp.square(shrunk - free))
-        length = jnp.where(zero, 0.0, jnp.minimum(r, problem.cap))
-        rho = length * (problem.level - 0.5 * problem.kappa * length)
-        rho_flat = 0.5 * problem.level * problem.cap
-        long = secular.norms(free, problem.axes, problem.names) >= problem.cap
-        better = long & (gap + rho > rho_flat)
-        return zero & ~better, at_cap | better
-
-    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        solution = self._solve(self._problem(b, metric, step))
-        return jnp.squeeze(solution.zero, self.axes(b.ndim))

@@ -6,27 +6,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _target, _validation, first_order, splitting
+from ramda_jax import _numerics
 from ramda_jax.regularizers import base
 
-# `weighted_prox` has no closed form: splitting to (nearly) working precision.
-_PROX_ITERATIONS = 5000
 # Singular values down to this fraction of the largest are thresholded through the Gram matrix.
 _RESOLVED = 1e-3
 # Where at most this fraction of the singular values is above the level, the others cost no products.
 _FEW = 0.25
-
-
-def _whole(x: chex.Array) -> chex.Array:
-    """x, whole on every device: no decomposition takes a matrix that an explicit mesh has cut."""
-    spec = jax.sharding.PartitionSpec()
-    return jax.sharding.reshard(x, spec) if _target.on_explicit_mesh(x) else x
-
-
-def _cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
-    """x, cut as `model` is on an explicit mesh."""
-    spec = jax.typeof(model).sharding.spec
-    return jax.sharding.reshard(x, spec) if _target.on_explicit_mesh(model) else x
 
 
 def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -86,7 +72,7 @@ class NuclearNorm(base.Regularizer):
     strength: Any
 
     def __post_init__(self) -> None:
-        _validation.check_nonnegative("NuclearNorm.strength", self.strength)
+        base.check_strength("NuclearNorm.strength", self.strength)
 
     def check(self, path: str, shape: tuple[int, ...]) -> None:
         if len(shape) < 2:
@@ -97,7 +83,7 @@ class NuclearNorm(base.Regularizer):
     @staticmethod
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
-        x = _whole(x)
+        x = _numerics.whole(x)
         return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(
             jnp.promote_types(x.dtype, jnp.float32)
         )
@@ -117,29 +103,14 @@ class NuclearNorm(base.Regularizer):
         level = jnp.asarray(step * self.strength, matrix.dtype)
         shrunk, total = _shrink(matrix.T if wide else matrix, level)
         shrunk = (shrunk.T if wide else shrunk).reshape(x.shape).astype(x.dtype)
-        return _cut_like(shrunk, x), (self.strength * total).astype(x.dtype)
-
-    def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        zeros = jnp.zeros_like(wide)
-        smooth = first_order.Quadratic(zeros, wide, metric * jnp.ones_like(wide))
-        settings = splitting.Settings(_PROX_ITERATIONS, 1e-13 if x.dtype == jnp.float64 else 1e-6)
-        found = splitting.minimise(smooth, self, step, wide, zeros, wide, settings)
-        return found.x.astype(x.dtype)
+        return _numerics.cut_like(shrunk, x), (self.strength * total).astype(x.dtype)
 
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.linalg.svd(self.matrix(x), compute_uv=False)
 
-    def screen(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
-        """Whether the whole matrix is zero; 0-d."""
-        level = jnp.asarray(step * self.strength, b.dtype)
-        # The largest singular value is at least the norm of every column: mostly enough, for nothing.
-        columns = jnp.sqrt(jnp.sum(jnp.square(b), axis=tuple(range(b.ndim - 1))))
-        return jax.lax.cond(
-            jnp.max(columns, initial=0.0) > level,
-            lambda: jnp.asarray(False),
-            lambda: jnp.max(self.group_norms(b), initial=0.0) <= level,
-        )
+    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+        """Of the whole matrix, 0-d: it is zero iff the largest singular value of b is at most step strength."""
+        return base.over_step(jnp.max(self.group_norms(b), initial=0.0), step)
 
     def zero_groups(self, x: chex.Array) -> chex.Array:
         """Singular values that are zero to rounding: at most max(m, n) eps times the largest (4 eps below float32).

@@ -1,7 +1,11 @@
 """Solvers of the common subproblem."""
 
+import chex
+import jax.numpy as jnp
+
 from ramda_jax.regularizers import GroupNorm, Regularizer
-from ramda_jax.solvers.base import LeafProblem, LeafSolution, Solver
+from ramda_jax.regularizers.base import set_exact_prox
+from ramda_jax.solvers.base import Arrangement, Solver, WholeSolver, together
 from ramda_jax.solvers.closed_form import ClosedForm
 from ramda_jax.solvers.douglas_rachford import DouglasRachford
 from ramda_jax.solvers.newton import Newton
@@ -9,18 +13,24 @@ from ramda_jax.solvers.proximal_gradient import (
     AcceleratedProximalGradient,
     ProximalGradient,
 )
+from ramda_jax.subproblem import Part, Subproblem, single
 
 __all__ = [
     "AcceleratedProximalGradient",
+    "Arrangement",
     "ClosedForm",
     "DouglasRachford",
-    "LeafProblem",
-    "LeafSolution",
     "Newton",
     "ProximalGradient",
     "Solver",
+    "WholeSolver",
     "choose",
+    "together",
+    "weighted_prox",
 ]
+
+# Iterations of a prox that has no closed form, to (nearly) working precision.
+_PROX_ITERATIONS = 5000
 
 
 def choose(solver: Solver | None, psi: Regularizer, path: str, *, scalar_metric: bool) -> Solver:
@@ -48,3 +58,30 @@ def choose(solver: Solver | None, psi: Regularizer, path: str, *, scalar_metric:
     if scalar_metric or psi.closed_form:
         return ClosedForm()
     return DouglasRachford() if psi.convex else AcceleratedProximalGradient()
+
+
+def weighted_prox(
+    psi: Regularizer, x: chex.Array, metric: chex.Array, step: chex.Numeric
+) -> chex.Array:
+    """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z) by the exact solver for psi; see `Regularizer.weighted_prox`."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    d = jnp.asarray(metric, wide.dtype) * jnp.ones_like(wide)
+    weight = jnp.asarray(step, wide.dtype)
+    block = single(0, "", tuple(x.shape), psi)
+    solver = choose(None, psi, "", scalar_metric=False)
+    if isinstance(solver, DouglasRachford):
+        solver = DouglasRachford(1e-13 if x.dtype == jnp.float64 else 1e-6, _PROX_ITERATIONS)
+    problem = Subproblem(block, (Part((d,), wide),), (), _around_start, weight, psi)
+    warm = solver.init(block, wide, wide.dtype)
+    (solution,) = solver.solve([problem], [warm], together)
+    return solution.x[0].astype(x.dtype)
+
+
+def _around_start(
+    arrays: tuple[chex.Array, ...], start: chex.Array, scalars: tuple[chex.Array, ...]
+) -> tuple[chex.Array, ...]:
+    """The `pieces` of a prox in the metric `arrays`: v = 0, x0 = the point."""
+    return jnp.zeros_like(start), start, *arrays
+
+
+set_exact_prox(weighted_prox)

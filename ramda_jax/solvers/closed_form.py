@@ -1,18 +1,19 @@
 """One prox, no iteration: separable regularizers in any diagonal metric, every regularizer in a scalar one."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import chex
 import jax.numpy as jnp
 
 from ramda_jax import _numerics
-from ramda_jax.regularizers.base import Regularizer
+from ramda_jax.regularizers import NuclearNorm, Regularizer
 from ramda_jax.solvers import base
+from ramda_jax.subproblem import Block, Subproblem, Whole
 
 
 @dataclasses.dataclass(frozen=True)
-class ClosedForm(base.PerArraySolver):
+class ClosedForm(base.WholeSolver):
     """X = prox of (weight / D) psi at x0 - v / D: exact up to rounding, which is the residual; no iterations."""
 
     separable: ClassVar[bool] = True
@@ -20,13 +21,25 @@ class ClosedForm(base.PerArraySolver):
     def supports(self, psi: Regularizer) -> bool:
         return psi.closed_form
 
-    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
-        v, x0, d = problem.smooth()
+    def solve_one(
+        self, problem: Whole, warm: Any
+    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        x = self._prox(problem)
+        # Exact but for rounding of x; a NaN or an infinity shows here, too.
+        rounding = jnp.finfo(x.dtype).eps * _numerics.norm(problem.smooth.d * x)
+        return x, warm, jnp.zeros([], jnp.int32), rounding
+
+    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+        del warm
+        return problem.split(self._prox(problem.whole()))
+
+    def _prox(self, problem: Whole) -> chex.Array:
+        v, x0, d = problem.smooth
         free = x0 - v / d
         if d.ndim == 0:
-            x = problem.psi.prox(free, problem.weight / d)
-        else:
-            x = problem.psi.weighted_prox(free, d, problem.weight)
-        # Exact but for rounding of x; a NaN or an infinity shows here, too.
-        rounding = jnp.finfo(x.dtype).eps * _numerics.norm(d * x)
-        return base.LeafSolution(x, warm, jnp.zeros([], jnp.int32), rounding)
+            return problem.psi.prox(free, problem.weight / d)
+        return problem.psi.weighted_prox(free, d, problem.weight)
+
+    def check_derivative(self, block: Block) -> None:
+        if isinstance(block.psi, NuclearNorm):  # that of an eigendecomposition is not finite
+            super().check_derivative(block)

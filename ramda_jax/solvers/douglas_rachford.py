@@ -1,17 +1,19 @@
 """Douglas-Rachford splitting: any convex regularizer with a prox, however badly conditioned the metric."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _validation, splitting
-from ramda_jax.regularizers.base import Regularizer
-from ramda_jax.solvers import base
+from ramda_jax import _validation
+from ramda_jax.regularizers import Regularizer
+from ramda_jax.solvers import base, splitting
+from ramda_jax.subproblem import Block, Subproblem, Whole
 
 
 @dataclasses.dataclass(frozen=True)
-class DouglasRachford(base.PerArraySolver):
+class DouglasRachford(base.WholeSolver):
     """Douglas-Rachford splitting with Anderson's extrapolation, warm-started in primal and dual.
 
     The default for the nuclear norm. One prox, that is one decomposition, per iteration:
@@ -51,22 +53,26 @@ class DouglasRachford(base.PerArraySolver):
     def supports(self, psi: Regularizer) -> bool:
         return psi.convex
 
-    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
         """(What, its dual / w), stacked; zeros: nothing known."""
-        return jnp.stack([jnp.zeros_like(param, dtype=dtype)] * 2)
+        return jnp.stack([jnp.zeros_like(start, dtype=dtype)] * 2)
 
-    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
+    def solve_one(
+        self, problem: Whole, warm: Any
+    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
         double = warm.dtype == jnp.float64
         settings = splitting.Settings(
             self.max_iterations or (5000 if double else 20),
             self.tolerance or (1e-13 if double else 1e-3),
         )
-        smooth, weight = problem.smooth(), problem.weight
+        smooth, weight = problem.smooth, problem.weight
         smooth = smooth._replace(d=smooth.d * jnp.ones_like(problem.start))
         start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
-        result = splitting.minimise(
-            smooth, problem.psi, weight, start, weight * warm[1], problem.start, settings
+        found = splitting.minimise(
+            problem._replace(smooth=smooth), start, weight * warm[1], settings
         )
-        dual = jnp.where(weight > 0, result.dual / jnp.where(weight > 0, weight, 1.0), 0.0)
-        new = jnp.stack([result.x, dual])
-        return base.LeafSolution(result.x, new, result.iterations, result.residual)
+        dual = jnp.where(weight > 0, found.dual / jnp.where(weight > 0, weight, 1.0), 0.0)
+        return found.x, jnp.stack([found.x, dual]), found.iterations, found.residual
+
+    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+        return problem.split(warm[0])

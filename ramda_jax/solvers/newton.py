@@ -1,22 +1,24 @@
-"""Newton's method on the secular equation of every group, all arrays in one loop."""
+"""Newton's method on the secular equation of every group, all blocks in one loop."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, _validation, first_order, secular
-from ramda_jax.regularizers.base import Regularizer
-from ramda_jax.regularizers.group import GroupNorm
-from ramda_jax.solvers import base
+from ramda_jax import _numerics, _validation
+from ramda_jax.regularizers import GroupNorm, Regularizer
+from ramda_jax.solvers import base, capped, secular
 from ramda_jax.solvers.closed_form import ClosedForm
+from ramda_jax.solvers.secular import GroupProblem
+from ramda_jax.subproblem import Along, Block, Part, Pieces, Quadratic, Solution, Subproblem
 
 
 @dataclasses.dataclass(frozen=True)
 class Newton(base.Solver):
-    """Exact solver for group norms in a diagonal metric: one scalar equation per group (`ramda_jax.secular`).
+    """Exact solver for group norms in a diagonal metric: one scalar equation per group (`ramda_jax.solvers.secular`).
 
     Quadratically and monotonically convergent from a free start, warm-started from the group norms of the last step:
     mostly 1 or 2 iterations. Separable regularizers in the same tree need no loop and get their closed form.
@@ -29,7 +31,7 @@ class Newton(base.Solver):
     Raises:
       ValueError: for constants out of range.
 
-    Source: derived in `ramda_jax.secular`; it replaces Algorithm 2 of Huang & Lee, NeurIPS 2024.
+    Source: derived in `ramda_jax.solvers.secular`; it replaces Algorithm 2 of Huang & Lee, NeurIPS 2024.
     """
 
     separable: ClassVar[bool] = True
@@ -45,50 +47,98 @@ class Newton(base.Solver):
     def supports(self, psi: Regularizer) -> bool:
         return isinstance(psi, GroupNorm) or psi.closed_form
 
-    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
-        if not isinstance(psi, GroupNorm):
-            return super().init(psi, param, dtype)
-        axes = psi.axes(len(param.shape))
-        shape = tuple(1 if a in axes else n for a, n in enumerate(param.shape))
-        return jnp.zeros(shape, dtype)
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+        if not isinstance(block.psi, GroupNorm):
+            return None
+        if len(block.members) > 1:
+            return jnp.zeros((block.number,), dtype)
+        shape = block.shape
+        axes = block.axes(0)
+        return jnp.zeros(tuple(n if a in axes else 1 for a, n in enumerate(shape)), dtype)
 
     def solve(
-        self, problems: Sequence[base.LeafProblem], warm: Sequence[chex.Array]
-    ) -> list[base.LeafSolution]:
-        solutions: dict[int, base.LeafSolution] = {}
-        grouped: list[tuple[int, GroupNorm, secular.GroupProblem]] = []
-        for i, problem in enumerate(problems):
-            if isinstance(problem.psi, GroupNorm):
-                grouped.append((i, problem.psi, _group_problem(problem, problem.psi)))
-            else:
-                solutions[i] = ClosedForm().solve_one(problem, warm[i])
-
-        solve = secular.solve
-        if any(problem.resident or problem.span for problem in problems):
-            solve = secular.solve_together  # a block already, or parts of groups
-        found = solve(
-            [group for _, _, group in grouped],
-            [warm[i] if psi.convex else None for i, psi, _ in grouped],
-            self.tolerance,
-            self.max_iterations,
-        )
-        for (i, _, group), solution in zip(grouped, found, strict=True):
-            x, residual = secular.point(group, solution), _numerics.norm(solution.residual)
-            solutions[i] = base.LeafSolution(x, solution.r, solution.iterations, residual)
+        self, problems: Sequence[Subproblem], warm: Sequence[Any], arrange: base.Arrangement
+    ) -> list[Solution]:
+        groups = [i for i, p in enumerate(problems) if isinstance(p.psi, GroupNorm)]
+        others = [i for i in range(len(problems)) if i not in groups]
+        own = ClosedForm().solve([problems[i] for i in others], [warm[i] for i in others], arrange)
+        solutions = dict(zip(others, own, strict=True))
+        stated = {i: group_problem(problems[i]) for i in groups}
+        for algorithm, mine in (
+            (secular.solve, [i for i in groups if problems[i].psi.convex]),
+            (capped.solve, [i for i in groups if not problems[i].psi.convex]),
+        ):
+            if mine:
+                found = arrange(
+                    algorithm,
+                    [stated[i] for i in mine],
+                    [warm[i] for i in mine],
+                    self.tolerance,
+                    self.max_iterations,
+                )
+                for i, roots in zip(mine, found, strict=True):
+                    solutions[i] = _solution(stated[i], roots)
         return [solutions[i] for i in range(len(problems))]
 
+    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+        if not isinstance(problem.psi, GroupNorm):
+            return ClosedForm().recall(problem, warm)
+        groups = group_problem(problem)
+        r = secular.implicit(groups, warm)
+        return tuple(secular.point(groups, k, r) for k in range(len(groups.members)))
 
-def _group_problem(problem: base.LeafProblem, psi: GroupNorm) -> secular.GroupProblem:
-    arrays = (*problem.arrays, problem.start)
+    def check_derivative(self, block: Block) -> None:
+        pass
 
-    def pieces(arrays, scalars):
-        smooth = first_order.Quadratic(*problem.pieces(arrays[:-1], arrays[-1], scalars))
-        return smooth.at_zero(), smooth.d
 
-    shape = problem.start.shape if problem.span is None else problem.span.shape
+def _solution(problem: GroupProblem, roots: secular.Roots) -> Solution:
+    x = tuple(secular.point(problem, k, roots.r) for k in range(len(problem.members)))
+    return Solution(x, roots.r, roots.iterations, _numerics.norm(roots.residual))
+
+
+def group_problem(problem: Subproblem) -> GroupProblem:
+    """The scalar equations of a block under a group norm."""
+    block: Block = problem.block
+    psi: Any = problem.psi
+    numbers = psi.numbers(problem.weight, block.group_size)
+    pieces = _pieces(problem.pieces, problem.scalars, numbers.threshold)
+    along = problem.along or _along(problem)
+    pairs = zip(problem.parts, along, strict=True)
+    members = [secular.Member(part, pieces, where) for part, where in pairs]
     if problem.resident:  # few enough to be kept
-        kept = pieces(arrays, problem.scalars)
-        group = psi.secular_problem(kept, (), secular.as_they_are, shape, problem.weight)
-        return group._replace(resident=True)
-    group = psi.secular_problem(arrays, problem.scalars, pieces, shape, problem.weight)
-    return group if problem.span is None else group._replace(names=problem.span.names)
+        members = [secular.Member(m.pieces(m.arrays), _as_they_are, m.along) for m in members]
+    return GroupProblem(
+        tuple(members),
+        jnp.asarray(numbers.level),
+        numbers.kappa,
+        numbers.cap,
+        problem.resident,
+        problem.names,
+    )
+
+
+def _along(problem: Subproblem) -> list[Along]:
+    """How the groups lie in the members where one device has them whole: in a vector if there are several members."""
+    block, starts = problem.block, problem.starts
+    if len(starts) == 1:
+        return [Along(block.axes(0))]
+    number = math.prod(starts[0].shape[a] for a in block.axes(0))
+    return [Along(block.axes(k), number) for k in range(len(starts))]
+
+
+def _pieces(
+    pieces: Pieces, scalars: tuple[chex.Array, ...], threshold: chex.Array | None
+) -> Callable[[Part], tuple[chex.Array, chex.Array]]:
+    """(b, D) of a member; b is thresholded where psi has entrywise terms."""
+
+    def b_and_d(part: Part) -> tuple[chex.Array, chex.Array]:
+        smooth = Quadratic(*pieces(part.arrays, part.start, scalars))
+        b = smooth.at_zero()
+        return (b if threshold is None else _numerics.soft_threshold(b, threshold)), smooth.d
+
+    return b_and_d
+
+
+def _as_they_are(arrays: tuple[chex.Array, ...]) -> tuple[chex.Array, ...]:
+    """The `pieces` of a member whose arrays are b and D themselves."""
+    return arrays

@@ -1,14 +1,15 @@
 """Proximal gradient solvers: any regularizer with a prox."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import jax.numpy as jnp
 
-from ramda_jax import _validation, first_order
-from ramda_jax.regularizers.base import Regularizer
-from ramda_jax.regularizers.group import GroupNorm
-from ramda_jax.solvers import base
+from ramda_jax import _validation
+from ramda_jax.regularizers import GroupNorm, Regularizer
+from ramda_jax.solvers import base, first_order
+from ramda_jax.subproblem import Block, Quadratic, Subproblem, Whole
 
 
 def _check(self: "ProximalGradient | AcceleratedProximalGradient") -> None:
@@ -22,17 +23,21 @@ def _check(self: "ProximalGradient | AcceleratedProximalGradient") -> None:
         _validation.check_positive(f"{name}.tolerance", self.tolerance)
 
 
-def _active(problem: base.LeafProblem, smooth: first_order.Quadratic) -> chex.Array:
-    """False in the groups which the screening rule proves to be zero at the optimum; the parameter's shape."""
-    psi = problem.psi
-    zero = psi.screen(smooth.at_zero(), smooth.d, problem.weight)
+def _active(problem: Whole) -> chex.Array:
+    """False in the groups which their scores prove to be zero at the optimum; the shape of the block as one array."""
+    psi, smooth = problem.psi, problem.smooth
+    everywhere = jnp.ones_like(problem.start, bool)
+    if psi.scored is None or psi.structure != "groups":
+        return everywhere
+    scores = psi.scores(smooth.at_zero(), smooth.d, problem.weight)
+    alive = ~(scores <= getattr(psi, psi.scored))  # a NaN is alive
     if isinstance(psi, GroupNorm):
-        zero = jnp.expand_dims(zero, psi.axes(problem.start.ndim))
-    return ~zero & jnp.ones_like(problem.start, bool)
+        alive = jnp.expand_dims(alive, psi.axes(problem.start.ndim))
+    return alive & everywhere
 
 
 def _best(
-    smooth: first_order.Quadratic, psi: Regularizer, weight: chex.Array, *points: chex.Array
+    smooth: Quadratic, psi: Regularizer, weight: chex.Array, *points: chex.Array
 ) -> chex.Array:
     """The point with the smallest Q."""
     best, best_value = points[0], psi.value(points[0])
@@ -43,12 +48,26 @@ def _best(
     return best
 
 
+class _KeepsSolution(base.WholeSolver):
+    """What is kept between steps is the solution itself."""
+
+    def supports(self, psi: Regularizer) -> bool:
+        return True
+
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+        return jnp.zeros_like(start, dtype=dtype)
+
+    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+        return problem.split(warm)
+
+
 @dataclasses.dataclass(frozen=True)
-class ProximalGradient(base.PerArraySolver):
+class ProximalGradient(_KeepsSolution):
     """The RAMDA paper's solver (Algorithm 2), with screening; for every regularizer that has a prox.
 
     Z_j = prox_{theta w psi}(Z_{j-1} - theta (v + D (Z_{j-1} - x0))), theta = 1 / max D (half of it if psi is nonconvex),
-    from W^{t-1}. Per parameter array.
+    from W^{t-1}. Per block. It keeps one array of the block's size, What,
+    which `structured_params` returns.
 
     Args:
       max_iterations: at most; >= 1.
@@ -71,22 +90,20 @@ class ProximalGradient(base.PerArraySolver):
     def __post_init__(self) -> None:
         _check(self)
 
-    def supports(self, psi: Regularizer) -> bool:
-        return True
-
-    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
-        smooth = problem.smooth()
+    def solve_one(
+        self, problem: Whole, warm: Any
+    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
         settings = first_order.Settings(
             self.max_iterations, self.min_iterations, self.rtol, self.tolerance, accelerated=False
         )
-        result = first_order.minimise(
-            smooth, problem.psi, problem.weight, problem.start, _active(problem, smooth), settings
+        x, residual, iterations = first_order.minimise(
+            problem, problem.start, _active(problem), settings
         )
-        return base.LeafSolution(result.x, warm, result.iterations, result.residual)
+        return x, x, iterations, residual
 
 
 @dataclasses.dataclass(frozen=True)
-class AcceleratedProximalGradient(base.PerArraySolver):
+class AcceleratedProximalGradient(_KeepsSolution):
     """Proximal gradient with Nesterov's momentum and adaptive restart, warm-started from the last solution.
 
     It starts from whichever of W^{t-1}, the last step's solution and x0 - v / D has
@@ -113,21 +130,19 @@ class AcceleratedProximalGradient(base.PerArraySolver):
     def __post_init__(self) -> None:
         _check(self)
 
-    def supports(self, psi: Regularizer) -> bool:
-        return True
-
-    def init(self, psi: Regularizer, param: chex.Array, dtype: chex.ArrayDType) -> chex.Array:
-        return jnp.zeros_like(param, dtype=dtype)
-
-    def solve_one(self, problem: base.LeafProblem, warm: chex.Array) -> base.LeafSolution:
-        smooth, psi, weight = problem.smooth(), problem.psi, problem.weight
+    def solve_one(
+        self, problem: Whole, warm: Any
+    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        smooth = problem.smooth
         double = warm.dtype == jnp.float64
-        limit = self.max_iterations or (20_000 if double else 500)
-        tolerance = self.tolerance or (1e-13 if double else 1e-4)
         settings = first_order.Settings(
-            limit, self.min_iterations, self.rtol, tolerance, accelerated=True
+            self.max_iterations or (20_000 if double else 500),
+            self.min_iterations,
+            self.rtol,
+            self.tolerance or (1e-13 if double else 1e-4),
+            accelerated=True,
         )
-        start = _best(smooth, psi, weight, problem.start, warm, smooth.x0 - smooth.v / smooth.d)
-        active = _active(problem, smooth)
-        result = first_order.minimise(smooth, psi, weight, start, active, settings)
-        return base.LeafSolution(result.x, result.x, result.iterations, result.residual)
+        free = smooth.x0 - smooth.v / smooth.d
+        start = _best(smooth, problem.psi, problem.weight, problem.start, warm, free)
+        x, residual, iterations = first_order.minimise(problem, start, _active(problem), settings)
+        return x, x, iterations, residual

@@ -1,0 +1,83 @@
+"""Where it is decided how a step runs: a table from platform to backend.
+
+A backend is a function (job, inputs) -> outputs that does what `xla.run` does. `xla.run` is what the partitioner can cut,
+and serves wherever arrays are cut over devices, and every platform that is not in the table.
+
+To add one: a file here, and its line in `TABLE`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+
+from ramda_jax import step
+from ramda_jax.backends import cpu, gpu, program, tpu, xla
+from ramda_jax.step import Inputs, Job, Outputs
+
+Backend = Callable[[Job, Inputs], Outputs]
+
+TABLE: Mapping[str, Backend] = {
+    "cpu": cpu.run,
+    "tpu": tpu.run,
+    "cuda": gpu.run,
+    "rocm": gpu.run,
+}
+
+_injected: list[tuple[tuple[str, Backend], ...]] = []
+
+
+@contextlib.contextmanager
+def injected(table: Mapping[str, Backend]) -> Iterator[None]:
+    """Within this context, steps that are traced use this table: for tests and experiments.
+
+    Example:
+      >>> from ramda_jax import backends
+      >>> with backends.injected({}):  # nothing but what the partitioner can cut
+      ...     pass
+    """
+    _injected.append(tuple(table.items()))
+    try:
+        yield
+    finally:
+        _injected.pop()
+
+
+def run(job: Job, inputs: Inputs) -> Outputs:
+    """The step, by the backend of what it is compiled for.
+
+    Compiled once per job and shapes, also where the caller does not jit. Differentiable (`step.derivative`).
+    """
+    table = _injected[-1] if _injected else tuple(TABLE.items())
+    return _run(job, table, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _run(job: Job, table: tuple[tuple[str, Backend], ...], inputs: Inputs) -> Outputs:
+    return _differentiable(job, table, inputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiable(job: Job, table: tuple[tuple[str, Backend], ...], inputs: Inputs) -> Outputs:
+    if not job.blocks:
+        return xla.run(job, inputs)  # elementwise: nothing to decide
+    local = {name: _program(backend, job) for name, backend in table}
+    return program.select(_program(xla.run, job), local, inputs)
+
+
+@functools.cache
+def _program(backend: Backend, job: Job) -> Callable[[Inputs], Outputs]:
+    return functools.partial(backend, job)
+
+
+@_differentiable.defjvp
+def _jvp(
+    job: Job,
+    table: tuple[tuple[str, Backend], ...],
+    primals: tuple[Inputs],
+    tangents: tuple[Inputs],
+) -> tuple[Outputs, Outputs]:
+    outputs = _differentiable(job, table, *primals)
+    around = lambda inputs: step.derivative(job, inputs, outputs)
+    return outputs, jax.jvp(around, primals, tangents)[1]

@@ -1,0 +1,186 @@
+"""What users read from a state, and from an assignment before there is one."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ramda_jax import _numerics, assignment, step, trees
+from ramda_jax.methods.base import accumulators_of
+from ramda_jax.regularizers.base import size
+from ramda_jax.sharding.layout import layout_of
+from ramda_jax.state import ProximalState, SolverState, find_states
+from ramda_jax.step import Inputs, Job, Leaf, Scalars
+from ramda_jax.subproblem import Block
+
+
+def structured_params(opt_state: Any, params: chex.ArrayTree) -> chex.ArrayTree:
+    """What_t: the point whose structure (zero groups, rank) the theory guarantees.
+
+    It is the solution of the last step's subproblem, as that step found it: computed from the state, not solved again.
+    For `ramda` and `rmda` with momentum below 1 the parameters W_t are an average and dense, while What_t is structured
+    from the first steps on; after some finite step it has exactly the structure of the limit. For the other methods it
+    is W_t itself.
+    Pure; may be jitted.
+
+    Args:
+      opt_state: any optax state that holds the state of one of this library's methods (or several, in a partition).
+      params: the parameters after the last update.
+
+    Returns:
+      A pytree like params. Parameters that other transformations own are returned as they are, and so is everything
+      before the first step.
+
+    Raises:
+      ValueError: if `opt_state` holds no such state.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"kernel": jnp.ones((3, 2))}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(100.0))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> print(rj.structured_params(state, params)["kernel"].sum())
+      0.0
+
+    Source: Huang & Lee, NeurIPS 2024, Theorem 3.
+    """
+    for state in find_states(opt_state):
+        if hasattr(state.method, "terms") and isinstance(state.solver, SolverState):
+            params = _structured(state, params)
+    return params
+
+
+def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
+    """What_t of the leaves which this state owns, params elsewhere."""
+    accumulators = accumulators_of(state.method)
+    owned = accumulators[0]
+    slots = jax.tree.leaves(owned, is_leaf=trees.is_hidden)
+    slot_tree: Any = jax.tree.structure(owned, is_leaf=trees.is_hidden)
+    # A hidden slot may stand for a whole subtree.
+    parts = slot_tree.flatten_up_to(trees.unwrap(params))
+    pairs = list(zip(parts, slots, strict=True))
+    current = [jnp.asarray(p) for p, slot in pairs if not trees.is_hidden(slot)]
+    plan, terms = state.solver.plan, state.method.terms()
+    layout = layout_of(plan.placement, trees.flatten(owned)[0], current, plan.blocks)
+    laid = layout.cut(current)
+    trees.check_same(jax.tree.leaves(owned), "the state", laid, "params")
+    arrays = zip(*map(jax.tree.leaves, accumulators), strict=True)
+    leaves = tuple(Leaf(a, p, p) for a, p in zip(arrays, laid, strict=True))
+    scalars = Scalars((), terms.scalars, terms.weight, None)
+    inputs = Inputs(leaves, state.solver.psis(), state.solver.warm, scalars)
+    job = Job(_keep, terms.pieces, plan.blocks, plan.solvers)
+    found = iter(layout.join(_recall(job, inputs)))
+    new: list[Any] = []
+    for part, slot in pairs:
+        if trees.is_hidden(slot):
+            new.extend(jax.tree.leaves(part))
+        else:
+            part = jnp.asarray(part)
+            new.append(jnp.where(state.count > 0, next(found).astype(part.dtype), part))
+    return jax.tree.unflatten(jax.tree.structure(params), new)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+    return step.recall(job, inputs, step.accumulate(job, inputs))
+
+
+def _keep(
+    arrays: tuple[chex.Array, ...], grad: chex.Array, scalars: tuple[chex.Array, ...]
+) -> tuple[chex.Array, ...]:
+    """The `accumulate` of a step that is over."""
+    return arrays
+
+
+def solver_stats(opt_state: Any) -> dict[str, Any]:
+    """How hard the last step's subproblems were, and how exactly they were solved.
+
+    Args:
+      opt_state: as in `structured_params`.
+
+    Returns:
+      A flat dict: `iterations` and `residual` (maximum over blocks), and `iterations/NAME`, `residual/NAME` of each
+      block (its path, where it is one array). The residual is a certified bound on the least ||s||, s in dQ(What_t)
+      (condition (7) of the paper), in the units of the gradient times s_t (ramda, rmda) or the learning rate (the
+      others). Python numbers, or tracers under jit, or arrays where the state is replicated.
+
+    Raises:
+      ValueError: if `opt_state` holds no state of this library.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"kernel": jnp.arange(6.0).reshape(3, 2)}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(0.1))
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> sorted(rj.solver_stats(state))
+      ['iterations', 'iterations/kernel', 'residual', 'residual/kernel']
+    """
+    stats: dict[str, Any] = {}
+    iterations, residuals = [], []
+    for state in find_states(opt_state):
+        if not isinstance(state.solver, SolverState):
+            continue
+        own: Any = state.solver
+        for k, block in enumerate(own.plan.blocks):
+            iterations.append(own.iterations[..., k])
+            residuals.append(own.residual[..., k])
+            stats[f"iterations/{block.name}"] = iterations[-1]
+            stats[f"residual/{block.name}"] = residuals[-1]
+    zero = jnp.zeros([], jnp.int32)
+    stats["iterations"] = jnp.max(jnp.stack(iterations), axis=0) if iterations else zero
+    stats["residual"] = jnp.max(jnp.stack(residuals), axis=0) if residuals else jnp.zeros([])
+    return {name: _numerics.as_number(value) for name, value in sorted(stats.items())}
+
+
+def describe(params: chex.ArrayTree, regularizer: Any) -> str:
+    """A printable table of what is regularized and how.
+
+    Args:
+      params: arrays or ShapeDtypeStructs.
+      regularizer: as in `ramda`.
+
+    Returns:
+      Text: path, shape, regularizer, groups, parameters of every array, and totals.
+
+    Raises:
+      ValueError: as `ramda` would.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.describe({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, rj.L1(0.1)))
+      path    shape   regularizer       groups  parameters
+      bias    (2,)    -                      -           2
+      kernel  (3, 2)  L1(strength=0.1)       6           6
+      total   2                              6           8
+    """
+    paths, shapes, blocks = assignment.resolve(regularizer, params)
+    texts, groups = ["-"] * len(paths), ["-"] * len(paths)
+    total = 0
+    for block in blocks:
+        number = block.psi.num_groups(block.shape)
+        total += number
+        for k, member in enumerate(block.members):
+            texts[member.leaf] = _text(block) if texts[member.leaf] == "-" else "several views"
+            groups[member.leaf] = "-" if k else str(number)
+    rows = [("path", "shape", "regularizer", "groups", "parameters")]
+    for path, shape, text, count in zip(paths, shapes, texts, groups, strict=True):
+        rows.append((path, str(shape), text, count, str(size(shape))))
+    rows.append(("total", str(len(paths)), "", str(total), str(sum(map(size, shapes)))))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = []
+    for row in rows:
+        left = [text.ljust(w) for text, w in zip(row[:3], widths[:3], strict=True)]
+        right = [text.rjust(w) for text, w in zip(row[3:], widths[3:], strict=True)]
+        lines.append("  ".join(left + right).rstrip())
+    return "\n".join(lines)
+
+
+def _text(block: Block) -> str:
+    if block.is_single:
+        return block.psi.describe()
+    fields = [f.name for f in dataclasses.fields(block.psi) if f.name != "group_axis"]  # type: ignore[arg-type]
+    values = ", ".join(f"{name}={getattr(block.psi, name)!r}" for name in fields)
+    return f"{block.name}: {type(block.psi).__name__}({values})"

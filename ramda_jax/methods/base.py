@@ -1,0 +1,102 @@
+"""What a method is: how gradients become a subproblem.
+
+Every method minimises, per block,   <v, X> + 1/2 <X - x0, D (X - x0)> + w psi(X)   and differs from the others in
+how v, x0, D and w are made. A method is an immutable dataclass of hyperparameters (numbers, 0-d arrays or schedules);
+its state is a NamedTuple of scalars and of accumulators, which are params-shaped trees; its property
+`accumulators` names them in the order in which `accumulate` and `pieces` take the arrays of a leaf.
+
+Scalars are advanced once per step (`begin`). All that touches arrays is elementwise and stateless (`Accumulate`, `Pieces`),
+so that a step may run over whole arrays or over tiles of them, reading and writing each entry once.
+A dual-averaging state can state its subproblem by itself (method `terms()`), which is how `structured_params` finds
+What_t again.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ramda_jax import trees
+from ramda_jax.subproblem import Pieces
+
+# (accumulators of one leaf, its gradient, 0-d arrays) -> the accumulators after the gradient. Elementwise, and a
+# module-level function: two calls with the same settings give the same one, which is what compiled steps are cached by.
+# An accumulator which the step does not change must be returned as it came.
+Accumulate = Callable[
+    [tuple[chex.Array, ...], chex.Array, tuple[chex.Array, ...]], tuple[chex.Array, ...]
+]
+
+
+class Terms(NamedTuple):
+    """What the subproblems of all blocks share.
+
+    Attributes:
+      weight: w, 0-d.
+      scalars: 0-d arrays which `pieces` needs besides the arrays.
+      pieces: (accumulators of one leaf, its parameter, scalars) -> (v, x0, D); module-level, as `Accumulate`.
+    """
+
+    weight: chex.Array
+    scalars: tuple[chex.Array, ...]
+    pieces: Pieces
+
+
+class Method(abc.ABC):
+    """From gradients to subproblems.
+
+    Attributes:
+      scalar_metric: whether D is a multiple of the identity, so that one prox solves the subproblem.
+    """
+
+    scalar_metric: ClassVar[bool] = False
+
+    @staticmethod
+    @abc.abstractmethod
+    def accumulate(
+        arrays: tuple[chex.Array, ...], grad: chex.Array, scalars: tuple[chex.Array, ...]
+    ) -> tuple[chex.Array, ...]:
+        """See `Accumulate`."""
+
+    @abc.abstractmethod
+    def init(self, params: chex.ArrayTree) -> Any:
+        """The state before the first step. `params` have the accumulators' dtype; nothing of them is aliased."""
+
+    @abc.abstractmethod
+    def begin(
+        self, state: Any, params: chex.ArrayTree, count: chex.Array
+    ) -> tuple[Any, tuple[chex.Array, ...]]:
+        """(the state with its scalars advanced by a step, the scalars for `accumulate`).
+
+        Args:
+          state: after the last step.
+          params: W^{t-1}, in any dtype.
+          count: 0-based.
+        """
+
+    @abc.abstractmethod
+    def terms(self, state: Any, count: chex.Array) -> Terms:
+        """The terms of this step, from the state that `begin` returned."""
+
+    def averaging(self, count: chex.Array) -> chex.Array | None:
+        """c_t in W^t = (1 - c_t) W^{t-1} + c_t What_t, or None where W^t = What_t."""
+        return None
+
+
+def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Zeros of the same shapes, dtypes and shardings; abstract leaves stay abstract."""
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros_like(x), tree
+    )
+
+
+def accumulators_of(state: Any) -> list[chex.ArrayTree]:
+    """The accumulators of a method's state, in their order."""
+    return [getattr(state, name) for name in state.accumulators]
+
+
+def paths_of(state: Any) -> list[str]:
+    """The paths of the parameters that a method's state belongs to."""
+    return trees.flatten(accumulators_of(state)[0])[0]

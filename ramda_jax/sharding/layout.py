@@ -1,0 +1,141 @@
+"""How a step meets its arrays: together on one device (or as the partitioner cuts them), on a mesh, or in parts.
+
+Three classes with the same methods, in the order of a step: `cut` what comes in whole, `run`, `join` what goes out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from ramda_jax import backends
+from ramda_jax.sharding import parts, placement
+from ramda_jax.sharding.placement import Cut, Names, Placement, spec
+from ramda_jax.step import Inputs, Job, Leaf, Outputs
+from ramda_jax.subproblem import Block
+
+
+class Together:
+    """No placement: arrays are as they are."""
+
+    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arrays of the state's layout, one per parameter, from whole ones."""
+        return list(arrays)
+
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+        """The warm starts of the state's layout from whole ones."""
+        return list(warm)
+
+    def run(self, job: Job, inputs: Inputs) -> Outputs:
+        """The step."""
+        return backends.run(job, inputs)
+
+    def join(self, arrays: Sequence[Any]) -> list[Any]:
+        """Arrays of the parameters' layout from those of the state's."""
+        return list(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """Global arrays, cut over a mesh: every device runs the step of its parts."""
+
+    mesh: Mesh
+    cuts: tuple[Cut, ...]
+
+    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+        pairs = zip(arrays, self.cuts, strict=True)
+        return [placement.lay(x, self.mesh, cut.layout(x.shape)) for x, cut in pairs]
+
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+        layouts = placement.warm_layouts(blocks, self.cuts, warm)
+        pairs = zip(warm, layouts, strict=True)
+        return [None if x is None else placement.lay(x, self.mesh, lay) for x, lay in pairs]
+
+    def run(self, job: Job, inputs: Inputs) -> Outputs:
+        return _run_on_mesh(job, self, inputs)
+
+    def join(self, arrays: Sequence[Any]) -> list[Any]:
+        pairs = zip(arrays, self.cuts, strict=True)
+        return [placement.lay(x, self.mesh, cut.params) for x, cut in pairs]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _run_on_mesh(job: Job, layout: OnMesh, inputs: Inputs) -> Outputs:
+    mesh, cuts = layout.mesh, layout.cuts
+    everywhere = PartitionSpec()
+    leaves = []
+    for cut, leaf in zip(cuts, inputs.leaves, strict=True):
+        own = spec(cut.state)
+        leaves.append(Leaf((own,) * len(leaf.arrays), own, own))
+    layouts = placement.warm_layouts(job.blocks, cuts, inputs.warm)
+    warm = tuple(
+        None if x is None else spec(lay) for x, lay in zip(inputs.warm, layouts, strict=True)
+    )
+    psis, scalars = jax.tree.map(lambda _: everywhere, (inputs.psis, inputs.scalars))
+    numbers = (everywhere,) * len(job.blocks)
+    arrays, updates = tuple(x.arrays for x in leaves), tuple(x.grad for x in leaves)
+    mapped = jax.shard_map(
+        lambda inputs: parts.run(job, cuts, mesh.axis_names, inputs),
+        mesh=mesh,
+        in_specs=(Inputs(tuple(leaves), psis, warm, scalars),),
+        out_specs=Outputs(arrays, updates, warm, numbers, numbers),
+    )
+    return mapped(inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """Within `shard_map` or `pmap`: parameters and gradients whole, the state in parts."""
+
+    names: Names
+    cuts: tuple[Cut, ...]
+
+    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+        pairs = zip(arrays, self.cuts, strict=True)
+        return [placement.part(x, cut.layout(x.shape)) for x, cut in pairs]
+
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+        layouts = placement.warm_layouts(blocks, self.cuts, warm)
+        pairs = zip(warm, layouts, strict=True)
+        return [None if x is None else placement.part(x, lay) for x, lay in pairs]
+
+    def run(self, job: Job, inputs: Inputs) -> Outputs:
+        return parts.run(job, self.cuts, self.names, inputs)
+
+    def join(self, arrays: Sequence[Any]) -> list[Any]:
+        pairs = zip(arrays, self.cuts, strict=True)
+        return [placement.gather(x, cut.state, to="invarying") for x, cut in pairs]
+
+
+Layout = Together | OnMesh | Inside
+
+
+def layout_of(
+    where: Placement | None, paths: Sequence[str], leaves: Sequence[Any], blocks: Sequence[Block]
+) -> Layout:
+    """The layout of a step over these parameters, which are whole."""
+    if where is None or not leaves:
+        return Together()
+    sizes = _bound(where.names)
+    if sizes is not None:
+        if where.params is not None:
+            raise ValueError(
+                "Placement.params: inside shard_map or pmap parameters are whole on every device; "
+                "call update under jit instead."
+            )
+        bare = Placement(where.axis)
+        return Inside(where.names, placement.cuts(bare, sizes, paths, leaves, blocks))
+    if where.mesh is None:
+        return Together()
+    return OnMesh(where.mesh, placement.cuts(where, where.mesh.shape, paths, leaves, blocks))
+
+
+def _bound(names: Names) -> dict[str, int] | None:
+    """The sizes of these axes where `shard_map` or `pmap` has bound them."""
+    try:
+        return {name: jax.lax.axis_size(name) for name in names}
+    except NameError:
+        return None

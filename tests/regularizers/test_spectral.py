@@ -1,0 +1,74 @@
+"""The nuclear norm: thresholding through the Gram matrix, and what counts as zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ramda_jax as rj
+from tests import reference
+
+STRENGTH = 0.3
+LIMITS = {"float32": 1e-5, "float64": 1e-13}
+
+threshold = jax.jit(lambda psi, x, level: psi.prox_and_value(x, level))
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("level", [0.0, 1e-9, 1e-4, 0.1, 3.0, 1e3])
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30), (9, 9), (3, 2, 5, 4), (1, 1), (7, 1)])
+def test_thresholding_and_its_value(shape, level, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    z, psi = threshold(rj.NuclearNorm(STRENGTH), x, level)
+    reg = reference.NuclearNorm(STRENGTH)
+    expected = reg.prox(np.asarray(x), level)
+    size = np.abs(np.asarray(x)).max() * np.sqrt(x.size)
+    assert z.dtype == x.dtype
+    np.testing.assert_allclose(z, expected, atol=LIMITS[dtype] * size)
+    np.testing.assert_allclose(psi, reg.value(expected), atol=LIMITS[dtype] * size * min(shape))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_thresholding_whatever_the_number_of_singular_values_above_the_level(dtype):
+    x = np.random.default_rng(2).standard_normal((40, 24))
+    s = np.linalg.svd(x, compute_uv=False)
+    reg = reference.NuclearNorm(1.0)
+    for kept, level in enumerate([s[0] + 1, *(s[:-1] + s[1:]) / 2, s[-1] / 2]):
+        z, psi = threshold(rj.NuclearNorm(1.0), jnp.asarray(x, dtype), level)
+        expected = reg.prox(x, level)
+        assert np.linalg.matrix_rank(expected) == kept
+        np.testing.assert_allclose(z, expected, atol=10 * LIMITS[dtype])
+        np.testing.assert_allclose(psi, reg.value(expected), atol=100 * LIMITS[dtype])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_thresholding_squares_neither_under_nor_over(scale):
+    x = np.random.default_rng(1).standard_normal((8, 5))
+    found = rj.NuclearNorm(1.0).prox(jnp.asarray(scale * x, jnp.float32), np.float32(scale))
+    expected = reference.NuclearNorm(1.0).prox(x, 1.0)
+    np.testing.assert_allclose(np.asarray(found, np.float64) / scale, expected, atol=1e-5)
+
+
+def test_rank_survives_the_rounding_of_a_stored_low_rank_matrix():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((40, 3)) @ rng.standard_normal((3, 30)))
+    for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+        assert int(rj.NuclearNorm(0.1).rank(x.astype(dtype))) == 3
+
+
+def test_a_convolution_is_a_matrix_of_its_flattened_leading_axes():
+    x = np.random.default_rng(11).standard_normal((3, 3, 4, 5))
+    psi = rj.NuclearNorm(2.0)
+    expected = np.linalg.svd(x.reshape(36, 5), compute_uv=False)
+    np.testing.assert_allclose(psi.group_norms(jnp.asarray(x)), expected)
+    np.testing.assert_allclose(
+        psi.prox(jnp.asarray(x), 1.0).reshape(36, 5),
+        psi.prox(jnp.asarray(x.reshape(36, 5)), 1.0),
+    )

@@ -1,0 +1,163 @@
+"""Solvers against each other and against their certificates; inside a real RAMDA step."""
+
+import dataclasses
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ramda_jax as rj
+from ramda_jax import solvers
+from ramda_jax.methods.ramda import RamdaState
+from tests import reference
+
+SHAPE = (24, 10)
+PG = rj.ProximalGradient(max_iterations=5000, rtol=None, tolerance=1e-12)
+APG = rj.AcceleratedProximalGradient(max_iterations=5000, tolerance=1e-12)
+PSIS = [
+    rj.GroupLasso(0.05),
+    rj.GroupLasso(0.05, group_axis=-1),
+    rj.SparseGroupLasso(0.02, 0.03),
+    rj.NuclearNorm(0.05),
+    rj.L1(0.05),
+]
+
+
+@functools.cache
+def compiled(psi, solver):
+    """(transformation, its update), compiled once per dtype."""
+    tx = rj.ramda(0.1, psi, momentum=0.5, solver=solver)
+    return tx, jax.jit(tx.update)
+
+
+def state_after(psi, steps=6, solver=None, dtype=jnp.float64):
+    """(transformation's state, params, previous params) after a few steps on a random problem."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.standard_normal(SHAPE), dtype)}
+    tx, update = compiled(psi, solver)
+    state = tx.init(params)
+    previous = params
+    for _ in range(steps):
+        scale = np.exp(rng.uniform(-3, 0, SHAPE))
+        grads = {"kernel": jnp.asarray(scale * rng.standard_normal(SHAPE), dtype)}
+        updates, state = update(grads, state, params)
+        previous, params = params, optax.apply_updates(params, updates)
+    return state, params, previous
+
+
+def pieces_of(method: RamdaState):
+    """(v, x0, D, w) in float64 NumPy."""
+    v, u, x0 = (np.asarray(t["kernel"], np.float64) for t in method[2:])
+    return v, x0, np.cbrt(u) + float(method.eps), float(method.clock.weight_sum)
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def theirs(psi):
+    """The reference's regularizer with the same settings."""
+    wanted = inspect.signature(getattr(reference, type(psi).__name__)).parameters
+    return getattr(reference, type(psi).__name__)(
+        **{f.name: getattr(psi, f.name) for f in dataclasses.fields(psi) if f.name in wanted}
+    )
+
+
+@pytest.mark.parametrize("psi", PSIS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("solver", [None, PG, APG], ids=["default", "pg", "apg"])
+def test_every_solver_finds_the_minimiser(psi, solver):
+    state, params, _ = state_after(psi, solver=solver)
+    v, x0, d, w = pieces_of(state.method)
+    what = np.asarray(rj.structured_params(state, params)["kernel"])
+    expected = reference.solve_subproblem(v, x0, d, w, theirs(psi))
+    np.testing.assert_allclose(what, expected, atol=1e-6 * np.abs(expected).max())
+    if not isinstance(psi, rj.NuclearNorm):
+        np.testing.assert_array_equal(what == 0, expected == 0)
+
+
+@pytest.mark.parametrize("psi", PSIS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        None,
+        rj.ProximalGradient(),
+        rj.ProximalGradient(max_iterations=3),
+        rj.AcceleratedProximalGradient(max_iterations=7),
+    ],
+    ids=["default", "paper", "pg-3", "apg-7"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_objective_never_ends_above_the_previous_iterate(psi, solver, dtype):
+    for steps in (1, 4):
+        state, params, previous = state_after(psi, steps, solver, dtype)
+        v, x0, d, w = pieces_of(state.method)
+        q = lambda x: reference.Q(np.asarray(x, np.float64), v, x0, d, w, theirs(psi))  # noqa: B023 (called within the turn)
+        what = (
+            np.asarray(params["kernel"], np.float64) - 0.5 * np.asarray(previous["kernel"])
+        ) / 0.5
+        start = q(previous["kernel"])
+        assert q(what) <= start + 1e-5 * abs(start) * (dtype == "float32") + 1e-12 * abs(start)
+
+
+@pytest.mark.parametrize(
+    "psi", [p for p in PSIS if not isinstance(p, rj.L1)], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize(
+    "solver",
+    [None, rj.ProximalGradient(), rj.AcceleratedProximalGradient(max_iterations=5)],
+    ids=["default", "paper", "apg-5"],
+)
+def test_certified_residual_bounds_the_true_one(psi, solver):
+    state, params, previous = state_after(psi, 5, solver)
+    v, x0, d, w = pieces_of(state.method)
+    what = (np.asarray(params["kernel"]) - 0.5 * np.asarray(previous["kernel"])) / 0.5
+    # The prox-gradient mapping (x - prox(x - grad)) is at most the distance to the subdifferential.
+    smooth = v + d * (what - x0)
+    mapping = what - theirs(psi).prox(what - smooth, w)
+    certified = rj.solver_stats(state)["residual"]
+    assert np.linalg.norm(mapping) <= certified * (1 + 1e-6) + 1e-11 * np.linalg.norm(d * x0 - v)
+
+
+def test_newton_is_more_accurate_than_the_papers_solver_at_its_stopping_rule():
+    psi = rj.GroupLasso(0.05)
+    errors = {}
+    for name, solver in {"newton": rj.Newton(), "paper": rj.ProximalGradient()}.items():
+        state, params, _ = state_after(psi, 5, solver, "float32")
+        v, x0, d, w = pieces_of(state.method)
+        what = np.asarray(rj.structured_params(state, params)["kernel"])
+        expected = reference.solve_subproblem(v, x0, d, w, theirs(psi))
+        errors[name] = np.linalg.norm(what - expected) / np.linalg.norm(expected)
+    assert errors["newton"] <= 1e-5
+    assert errors["newton"] < errors["paper"]
+
+
+def test_newton_is_warm_started_in_training():
+    tx = rj.ramda(1e-2, rj.GroupLasso(0.01))
+    params = {"kernel": jnp.ones((64, 32), jnp.float32)}
+    target = jax.random.normal(jax.random.key(0), (64, 32), jnp.float32)
+
+    def step(carry, key):
+        w, state = carry
+        grads = {"kernel": w["kernel"] - target + jax.random.normal(key, target.shape, jnp.float32)}
+        updates, state = tx.update(grads, state, w)
+        iterations = rj.solver_stats(state)["iterations"]
+        return (optax.apply_updates(w, updates), state), iterations
+
+    keys = jax.random.split(jax.random.key(1), 200)
+    _, iterations = jax.lax.scan(step, (params, tx.init(params)), keys)
+    assert iterations[0] <= 10
+    assert np.all(iterations[20:] <= 2)
+
+
+def test_solver_choice():
+    choose = lambda psi, **kw: solvers.choose(None, psi, "p", **{"scalar_metric": False, **kw})
+    assert isinstance(choose(rj.GroupLasso(0.1)), rj.Newton)
+    assert isinstance(choose(rj.L1(0.1)), solvers.ClosedForm)
+    assert isinstance(choose(rj.NuclearNorm(0.1)), rj.DouglasRachford)
+    assert isinstance(choose(rj.NuclearNorm(0.1), scalar_metric=True), solvers.ClosedForm)

@@ -1,0 +1,203 @@
+"""Douglas-Rachford splitting: against Algorithm 2 in float64, and against its own certificates."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ramda_jax as rj
+from ramda_jax.solvers import together
+from ramda_jax.subproblem import Part, Subproblem, single
+from tests import reference
+
+STRENGTH = 0.3
+
+
+def pieces(arrays, start, scalars):
+    return arrays
+
+
+def problem(seed, shape=(40, 24), condition=1e5, rank=None, weight=1.0):
+    """(v, x0, D, w, W^{t-1}) in float64: D over `condition`, a tenth of the rows dead (least D, no v)."""
+    rng = np.random.default_rng(seed)
+    matrix = (int(np.prod(shape[:-1])), shape[-1])
+    rank = rank or min(matrix)
+    x0 = rng.standard_normal((matrix[0], rank)) @ rng.standard_normal((rank, matrix[1]))
+    x0 /= np.sqrt(rank)
+    D = np.exp(rng.uniform(-np.log(condition), 0, matrix)) * 3
+    v = 0.3 * D * rng.standard_normal(matrix)
+    dead = rng.random(matrix[0]) < 0.1
+    D[dead], v[dead] = 3 / condition, 0.0
+    start = x0 + 0.1 * rng.standard_normal(matrix)
+    return *(a.reshape(shape) for a in (v, x0, D)), weight, start.reshape(shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def _solve(solver, arrays, w, psi, start, warm):
+    problem = Subproblem(block_of(psi, start), (Part(arrays, start),), (), pieces, w, psi)
+    return solver.solve([problem], [warm], together)[0]
+
+
+def block_of(psi, start):
+    return single(0, "x", start.shape, psi)
+
+
+def solve(data, solver, dtype="float64", warm=None, strength=STRENGTH):
+    v, x0, D, w, start = (jnp.asarray(a, dtype) for a in data)
+    psi = rj.NuclearNorm(jnp.asarray(strength, dtype))
+    fresh = solver.init(block_of(psi, start), start, jnp.dtype(dtype))
+    found = _solve(solver, (v, x0, D), w, psi, start, fresh if warm is None else warm)
+    return found._replace(x=found.x[0])
+
+
+def value(x, data, strength=STRENGTH):
+    return reference.Q(np.asarray(x, np.float64), *data[:4], reference.NuclearNorm(strength))
+
+
+def paper(data, iterations, rtol=None, strength=STRENGTH):
+    """Algorithm 2 from W^{t-1} in float64: theta = 1 / max D."""
+    v, x0, D, w, x = data
+    reg, theta = reference.NuclearNorm(strength), 1 / np.max(D)
+    q = value(x, data, strength)
+    for _ in range(iterations):
+        x = reg.prox(x - theta * (v + D * (x - x0)), theta * w)
+        old, q = q, value(x, data, strength)
+        if rtol is not None and (old - q) / (abs(q) + 1) < rtol:
+            break
+    return x
+
+
+def least_subgradient(x, data, strength=STRENGTH):
+    """min ||s|| over dQ(x): with G = b - D x and x = U S V^T, G against l (U V^T + W), W in the complement."""
+    v, x0, D, w, _ = (np.asarray(a, np.float64) for a in data)
+    matrix = lambda a: a.reshape(-1, a.shape[-1])
+    x = np.asarray(x, np.float64)
+    gap, level = matrix(D * (x0 - x) - v), float(w) * strength
+    u, s, vt = np.linalg.svd(matrix(x), full_matrices=False)
+    kept = s > 1e-9 * s[0]
+    u, vt = u[:, kept], vt[kept]
+    outside = gap - u @ (u.T @ gap)
+    outside = outside - (outside @ vt.T) @ vt
+    inside = gap - outside - level * u @ vt
+    excess = np.maximum(np.linalg.svd(outside, compute_uv=False) - level, 0)
+    return np.hypot(np.linalg.norm(inside), np.linalg.norm(excess))
+
+
+CASES = [
+    {},
+    {"condition": 1e2},
+    {"rank": 3},
+    {"shape": (24, 40)},
+    {"shape": (64, 4)},
+    {"shape": (3, 3, 4, 9)},
+    {"weight": 1e-3},
+    {"weight": 4.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_minimiser_and_a_second_solve_that_knows_it(case):
+    data = problem(0, **case)
+    tight = rj.DouglasRachford(tolerance=1e-11, max_iterations=5000)
+    found = solve(data, tight)
+    b = data[2] * data[1] - data[0]
+    assert found.residual <= 1e-11 * np.linalg.norm(b)
+    assert least_subgradient(found.x, data) <= 1e-10 * np.linalg.norm(b)
+    again = solve(data, tight, warm=found.warm)
+    assert int(again.iterations) <= 2
+    np.testing.assert_allclose(again.x, found.x, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-4])
+def test_the_certificate_bounds_the_least_subgradient_and_q(case, tolerance):
+    data = problem(1, **case)
+    found = solve(data, rj.DouglasRachford(tolerance=tolerance))
+    b = data[2] * data[1] - data[0]
+    assert least_subgradient(found.x, data) <= found.residual + 1e-10 * np.linalg.norm(b)
+    assert found.residual <= tolerance * np.linalg.norm(b)
+    assert value(found.x, data) <= value(data[-1], data) + 1e-12 * abs(value(data[-1], data))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_q_is_never_worse_than_the_papers(case, seed):
+    data = problem(seed, **case)
+    found = value(solve(data, rj.DouglasRachford(), "float32").x, data)
+    slack = 1e-6 * abs(found)  # rounding of the stored float32 entries
+    assert found <= value(paper(data, 5), data) + slack
+    assert found <= value(paper(data, 5, 1e-3), data) + slack
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_q_is_never_worse_than_a_hundred_iterations(case):
+    data = problem(5, **case)
+    found = value(solve(data, rj.DouglasRachford(tolerance=1e-4, max_iterations=100)).x, data)
+    best = value(solve(data, rj.DouglasRachford(tolerance=1e-11)).x, data)
+    theirs = value(paper(data, 100, 1e-8), data)
+    assert found <= theirs + 1e-7 * (value(data[-1], data) - best)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cut_short_the_papers_solver_competes(case, iterations):
+    data = problem(2, **case)
+    found = solve(data, rj.DouglasRachford(tolerance=1e-9, max_iterations=iterations))
+    ours = value(found.x, data)
+    assert ours <= value(paper(data, 5, 1e-3), data) + 1e-12 * abs(ours)
+    b = data[2] * data[1] - data[0]
+    assert least_subgradient(found.x, data) <= found.residual + 1e-10 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_proximal_gradient_is_still_the_papers(iterations):
+    data = problem(3)
+    solver = rj.ProximalGradient(max_iterations=iterations, rtol=None)
+    np.testing.assert_allclose(solve(data, solver).x, paper(data, iterations), atol=1e-12)
+
+
+def test_edges():
+    solver = rj.DouglasRachford()
+    data = problem(4)
+    zero = solve(data, solver, strength=1e3)
+    np.testing.assert_array_equal(zero.x, 0)
+    free = solve(data, solver, strength=0.0)
+    np.testing.assert_allclose(free.x, data[1] - data[0] / data[2], rtol=1e-6, atol=1e-9)
+    nan = solve((data[0] * np.nan, *data[1:]), solver)
+    assert np.isnan(nan.residual)
+    for shape in [(0, 3), (3, 0), (1, 1), (1, 5)]:
+        empty = tuple(np.ones(shape) for _ in range(3))
+        found = solve((*empty, 1.0, np.ones(shape)), solver)
+        assert found.x.shape == shape
+        assert np.all(np.isfinite(found.x))
+        assert np.isfinite(found.residual)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_decompositions_per_step_in_training(dtype):
+    tx = rj.ramda(1e-2, rj.NuclearNorm(0.02), momentum=0.1)
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((48, 32)), dtype)}
+    target = jax.random.normal(jax.random.key(0), (48, 4)) @ jnp.ones((4, 32)) / 4
+
+    def step(carry, key):
+        w, state = carry
+        noise = jax.random.normal(key, target.shape)
+        grads = {"kernel": (w["kernel"] - target + noise).astype(dtype)}
+        updates, state = tx.update(grads, state, w)
+        stats = rj.solver_stats(state)
+        return (optax.apply_updates(w, updates), state), (stats["iterations"], stats["residual"])
+
+    keys = jax.random.split(jax.random.key(1), 100)
+    _, (iterations, residual) = jax.lax.scan(step, (params, tx.init(params)), keys)
+    assert np.all(np.isfinite(residual))
+    assert np.max(iterations) <= 25
+    assert np.mean(iterations[20:]) <= 6

@@ -1,0 +1,169 @@
+"""The step is differentiable, forward and backward, through the solve: against finite differences in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ramda_jax as rj
+from ramda_jax import backends
+from ramda_jax.backends import cpu, gpu
+
+METHODS = {
+    "ramda": lambda rate, psi: rj.ramda(rate, psi, momentum=0.5, restart_steps=(2,)),
+    "rmda": lambda rate, psi: rj.rmda(rate, psi, momentum=0.5),
+    "prox_sgd": lambda rate, psi: rj.prox_sgd(rate, psi),
+    "prox_adamw": lambda rate, psi: rj.prox_adamw(rate, psi, weight_decay=0.1),
+    "prox_ssi": lambda rate, psi: rj.prox_ssi(rate, psi, weight_decay=0.1),
+}
+NEURON = {"neuron": [("{m}/up/kernel", -1), ("{m}/down/kernel", -2)]}
+PSIS = {
+    "group lasso": rj.GroupLasso,
+    "sparse group lasso": lambda s: rj.SparseGroupLasso(0.3 * s, s),
+    "group MCP": lambda s: rj.GroupMCP(s, 4.0),
+    "L1": rj.L1,
+    "elastic net": lambda s: rj.ElasticNet(s, 0.1),
+    "coupled": lambda s: rj.coupled(NEURON, rj.GroupLasso(s)),
+}
+SHAPES = {"mlp": {"up": {"kernel": (3, 6), "bias": (6,)}, "down": {"kernel": (6, 4)}}}
+STEPS = 3
+
+
+def normal(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(0.3 * rng.standard_normal(shape))
+    return jax.tree.map(draw, SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def run(method, psi, inputs):
+    """A number that depends on W and What after some steps, of (rate, strength, parameters, gradients)."""
+    rate, strength, params, grads = inputs
+    tx = METHODS[method](rate, PSIS[psi](strength))
+    state = tx.init(params)
+    for k in range(STEPS):
+        # Gradients depend on the parameters, as they do in training.
+        slope = jax.tree.map(lambda g, p, k=k: (1 + 0.1 * k) * g + 0.2 * jnp.sin(p), grads, params)
+        updates, state = tx.update(slope, state, params)
+        params = optax.apply_updates(params, updates)
+    weighted = lambda x: jnp.sum(jnp.cos(x) * jnp.arange(1.0, 1 + x.size).reshape(x.shape))
+    both = (params, rj.structured_params(state, params))
+    return sum(map(weighted, jax.tree.leaves(both)))
+
+
+def direction(inputs, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(np.shape(x))), inputs)
+
+
+def inputs_of(rate=0.1, strength=0.05):
+    return jnp.asarray(rate), jnp.asarray(strength), normal(0), normal(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("psi", PSIS)
+def test_forward_and_reverse_derivatives_are_those_of_finite_differences(method, psi):
+    with jax.enable_x64(True):
+        inputs = inputs_of()
+        f = jax.jit(lambda x: run(method, psi, x))
+        step = direction(inputs, 2)
+        # The rate and the strength each by themselves, too.
+        alone = [
+            tuple(v if k == kept else jax.tree.map(jnp.zeros_like, v) for k, v in enumerate(step))
+            for kept in range(4)
+        ]
+        reverse = jax.jit(jax.grad(f))(inputs)
+        forward = jax.jit(lambda x, d: jax.jvp(f, (x,), (d,))[1])
+        for d in (step, *alone):
+            h = 1e-6
+            moved = lambda sign, d=d: jax.tree.map(lambda x, y: x + sign * h * y, inputs, d)
+            expected = (f(moved(1)) - f(moved(-1))) / (2 * h)
+            assert abs(expected) > 1e-3  # there is something to compare
+            np.testing.assert_allclose(forward(inputs, d), expected, rtol=1e-6, atol=1e-7)
+            products = jax.tree.map(lambda x, y: jnp.sum(x * y), reverse, d)
+            np.testing.assert_allclose(
+                sum(jax.tree.leaves(products)), expected, rtol=1e-6, atol=1e-7
+            )
+
+
+def test_the_derivative_with_respect_to_a_strength_is_right_at_zero():
+    with jax.enable_x64(True):
+        f = jax.jit(
+            lambda s: run("ramda", "group lasso", (jnp.asarray(0.1), s, normal(0), normal(1)))
+        )
+        h = 1e-7
+        one_sided = (f(h) - f(0.0)) / h
+        np.testing.assert_allclose(jax.grad(f)(0.0), one_sided, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ramda", "prox_adamw"])
+def test_where_the_metric_has_no_derivative_it_counts_as_zero(method):
+    """cbrt(U) and sqrt(n) at 0: a gradient of zero must not make the derivative NaN."""
+    params, zeros = normal(0), jax.tree.map(jnp.zeros_like, normal(0))
+    f = lambda g: run(method, "group lasso", (jnp.asarray(0.1), jnp.asarray(0.01), params, g))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.grad(f)(zeros)))
+
+
+@pytest.mark.parametrize("backend", [cpu.tiled((12, 6)), gpu.run], ids=["tiles", "one vector"])
+def test_every_backend_has_the_same_derivative(backend):
+    with jax.enable_x64(True):
+        inputs = inputs_of()
+        gradient = lambda: jax.jit(jax.grad(lambda x: run("ramda", "coupled", x)))(inputs)
+        with backends.injected({}):
+            expected = gradient()
+        with backends.injected({"cpu": backend}):
+            found = gradient()
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_derivatives_batch_and_go_through_scan():
+    with jax.enable_x64(True):
+        inputs = inputs_of()
+        g = lambda rate: run("ramda", "group lasso", (rate, *inputs[1:]))
+        rates = jnp.asarray([0.05, 0.1, 0.2])
+        batched = jax.vmap(jax.grad(g))(rates)
+        np.testing.assert_allclose(batched, [jax.grad(g)(r) for r in rates], rtol=1e-9)
+
+        def scanned(rate):
+            tx = METHODS["ramda"](rate, rj.GroupLasso(0.05))
+
+            def step(carry, _):
+                params, state = carry
+                updates, state = tx.update(inputs[3], state, params)
+                return (optax.apply_updates(params, updates), state), None
+
+            (params, _), _ = jax.lax.scan(step, (inputs[2], tx.init(inputs[2])), length=4)
+            return optax.tree.norm(params)
+
+        h = 1e-6
+        expected = (scanned(0.1 + h) - scanned(0.1 - h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(scanned)(0.1), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("psi", "options", "name"),
+    [
+        (rj.NuclearNorm(0.1), {}, "DouglasRachford"),
+        (rj.GroupLasso(0.1), {"solver": rj.ProximalGradient()}, "ProximalGradient"),
+    ],
+    ids=["nuclear norm", "proximal gradient"],
+)
+def test_where_there_is_no_derivative_an_error_says_so(psi, options, name):
+    params = {"dense": {"kernel": jnp.ones((3, 2))}}
+
+    def f(rate):
+        tx = rj.ramda(rate, psi, **options)
+        return optax.tree.norm(tx.update(params, tx.init(params), params)[0])
+
+    with pytest.raises(
+        ValueError, match=rf"no derivative through the step of 'dense/kernel': {name}"
+    ):
+        jax.grad(f)(0.1)
+    with pytest.raises(ValueError, match="no derivative"):
+        jax.grad(lambda rate: optax.tree.norm(step_of_rmda(rate, params)))(0.1)
+
+
+def step_of_rmda(rate, params):
+    tx = rj.rmda(rate, rj.NuclearNorm(0.1))
+    return tx.update(params, tx.init(params), params)[0]
