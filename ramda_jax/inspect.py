@@ -85,7 +85,19 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+    return _recalled(job, inputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _recalled(job: Job, inputs: Inputs) -> list[chex.Array]:
     return step.recall(job, inputs, step.accumulate(job, inputs))
+
+
+@_recalled.defjvp
+def _recalled_jvp(job: Job, primals: tuple[Inputs], tangents: tuple[Inputs]) -> Any:
+    step.check_derivative(job)
+    recall = lambda inputs: step.recall(job, inputs, step.accumulate(job, inputs))
+    return jax.jvp(recall, primals, tangents)
 
 
 def _keep(

@@ -1,17 +1,19 @@
 """The state of every method: arrays, and one node without leaves that says what they belong to."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import strengths, trees
+from ramda_jax import _numerics, strengths, trees
+from ramda_jax.methods.base import Method, accumulators_of
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.sharding import Placement
+from ramda_jax.sharding.layout import Layout
 from ramda_jax.solvers import Solver
+from ramda_jax.step import Inputs, Outputs
 from ramda_jax.subproblem import Block
 
 
@@ -95,7 +97,7 @@ class ProximalState(NamedTuple):
 
     @property
     def model(self) -> Any:
-        """The name of `method` in version 0.1."""
+        """What `method` was called before."""
         return self.method
 
 
@@ -118,17 +120,31 @@ def find_states(opt_state: Any) -> list[ProximalState]:
     return [trees.unwrap(s) for s in found]
 
 
-def check_fits(state: Any, plan: Plan, arrays: Sequence[chex.ArrayTree], params: Any) -> None:
+def check_fits(state: Any, method: Method, plan: Plan, params: Any) -> None:
     """Raise ValueError naming path, what was found and what was expected unless a state is one of this transformation's.
 
     Args:
       state: whatever the user handed over.
-      plan: of the transformation and `params`.
-      arrays: the accumulators of the state.
+      method, plan: of the transformation and `params`.
       params: the parameters as the state's arrays are laid out.
     """
-    for tree in arrays:
-        trees.check_same(tree, "the state", params, "params")
+    kind = type(getattr(state, "method", state))
+    if kind is not method.state:
+        raise ValueError(
+            f"the state does not fit this transformation: it is {kind.__name__}, {method.state.__name__} was expected."
+        )
+    try:
+        for tree in accumulators_of(state.method):
+            trees.check_same(tree, "the state", params, "params")
+    except ValueError as error:
+        if plan.placement is None:
+            raise
+        raise ValueError(
+            f"{error} With a Placement without a mesh the state is in parts inside shard_map and pmap, and whole outside: "
+            "call init where update is called, or hand the state over by the specs of state_sharding."
+        ) from None
+    if not jax.tree.leaves(params):
+        return
     found = state.solver.plan
     if found == plan:
         return
@@ -155,8 +171,71 @@ def _said(entry: Entry) -> str:
     return f"{block.name!r} of shape {shape} with {text} by {type(entry.solver).__name__}"
 
 
-def first_stats(number: int, dtype: Any) -> tuple[chex.Array | None, chex.Array | None]:
-    """Iterations and residuals before the first step."""
-    if not number:
-        return None, None
-    return jnp.zeros((number,), jnp.int32), jnp.zeros((number,), dtype)
+# How a state begins, and how it goes on.
+
+
+def accumulator(x: Any, dtype: Any) -> Any:
+    """x in the accumulators' dtype, never aliasing x (both may be donated); abstract leaves stay abstract."""
+    dtype = accumulator_dtype(x, dtype)
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+    return jnp.array(x, dtype=dtype, copy=True)
+
+
+def accumulator_dtype(x: Any, dtype: Any) -> Any:
+    """The dtype of the accumulators of a parameter: at least float32, unless the user says otherwise."""
+    if dtype is not None:
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if x.dtype.itemsize < 4 else x.dtype
+
+
+def first_solver_state(
+    plan: Plan, layout: Layout, given: list[list[Any]], leaves: list[Any], dtype: Any
+) -> SolverState:
+    """Before the first step.
+
+    Args:
+      plan, layout: of the parameters.
+      given: of every block, the strengths as the user gave them.
+      leaves: the parameters.
+      dtype: of the accumulators, as the user gave it.
+    """
+    warm = []
+    for block, solver in plan.entries:
+        views = [_abstract_or(m.take, leaves[m.leaf]) for m in block.members]
+        whole = _abstract_or(block.join, views)
+        warm.append(
+            solver.init(block, whole, accumulator_dtype(leaves[block.members[0].leaf], dtype))
+        )
+    start = jnp.zeros([], jnp.int32)
+    values = strengths.at_step([s for own in given for s in own], start)
+    return SolverState(
+        plan,
+        strengths.stacked(values),
+        tuple(layout.cut_warm(plan.blocks, warm)),
+        jnp.zeros((len(warm),), jnp.int32) if warm else None,
+        jnp.zeros((len(warm),), _numerics.scalar_dtype()) if warm else None,
+    )
+
+
+def _abstract_or(f: Any, x: Any) -> Any:
+    """f(x), or its shape where x is abstract."""
+    abstract = any(isinstance(y, jax.ShapeDtypeStruct) for y in jax.tree.leaves(x))
+    return jax.eval_shape(f, x) if abstract else f(x)
+
+
+def after_step(state: ProximalState, plan: Plan, inputs: Inputs, outputs: Outputs) -> ProximalState:
+    """The state with what a step has written."""
+    names = state.method.accumulators
+    treedef = jax.tree.structure(getattr(state.method, names[0]))
+    columns = [jax.tree.unflatten(treedef, xs) for xs in zip(*outputs.arrays, strict=True)]
+    scalar = _numerics.scalar_dtype()
+    solver = SolverState(
+        plan,
+        strengths.stacked([s.astype(scalar) for s in jax.tree.leaves(inputs.psis)]),
+        outputs.warm,
+        strengths.stacked([n.astype(jnp.int32) for n in outputs.iterations]),
+        strengths.stacked([r.astype(scalar) for r in outputs.residual]),
+    )
+    method = state.method._replace(**dict(zip(names, columns, strict=True)))
+    return state._replace(method=method, solver=solver)

@@ -207,6 +207,12 @@ def recall(job: Job, inputs: Inputs, leaves: Sequence[Accumulated]) -> list[chex
     return minimisers(job, leaves, [s.recall(problem, warm) for s, problem, warm in triples])
 
 
+def check_derivative(job: Job) -> None:
+    """Raise ValueError naming a block whose solver offers no derivative."""
+    for solver, block in zip(job.solvers, job.blocks, strict=True):
+        solver.check_derivative(block)
+
+
 def derivative(job: Job, inputs: Inputs, outputs: Outputs) -> Outputs:
     """The step as a differentiable function of `inputs`, around the solution that is known already.
 
@@ -216,8 +222,7 @@ def derivative(job: Job, inputs: Inputs, outputs: Outputs) -> Outputs:
     Raises:
       ValueError: naming a block whose solver offers no derivative.
     """
-    for solver, block in zip(job.solvers, job.blocks, strict=True):
-        solver.check_derivative(block)
+    check_derivative(job)
     leaves = accumulate(job, inputs)
     problems = subproblems(job, inputs, leaves)
     fixed = jax.lax.stop_gradient(outputs)

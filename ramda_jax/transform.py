@@ -10,12 +10,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ramda_jax import _numerics, assignment, solvers, strengths, trees
+from ramda_jax import assignment, solvers, strengths, trees
 from ramda_jax.methods.base import Method, accumulators_of
 from ramda_jax.sharding import Placement
 from ramda_jax.sharding.layout import Layout, layout_of
-from ramda_jax.state import Entry, Plan, ProximalState, SolverState, check_fits, first_stats
-from ramda_jax.step import Inputs, Job, Leaf, Outputs, Scalars
+from ramda_jax.state import (
+    Entry,
+    Plan,
+    ProximalState,
+    accumulator,
+    after_step,
+    check_fits,
+    first_solver_state,
+)
+from ramda_jax.step import Inputs, Job, Leaf, Scalars
 
 # Optax's own sentence, which it does not export.
 _NO_PARAMS = (
@@ -51,11 +59,11 @@ def proximal_transformation(
     def init(params: chex.ArrayTree) -> ProximalState:
         params = trees.arrays(params, "params")
         plan, given, layout = plan_of(params)
-        state = method.init(jax.tree.map(lambda x: _copy(x, accumulator_dtype), params))
+        state = method.init(jax.tree.map(lambda x: accumulator(x, accumulator_dtype), params))
         cut = {name: _cut(layout, getattr(state, name)) for name in state.accumulators}
         solver_state: Any = jnp.zeros([])
         if leaves := jax.tree.leaves(params):
-            solver_state = _init_solver(plan, layout, given, leaves, accumulator_dtype)
+            solver_state = first_solver_state(plan, layout, given, leaves, accumulator_dtype)
         return ProximalState(jnp.zeros([], jnp.int32), state._replace(**cut), solver_state)
 
     def update(
@@ -68,14 +76,15 @@ def proximal_transformation(
         trees.check_same(grads, "gradients", params, "params")
         plan, given, layout = plan_of(params)
         params, grads = _cut(layout, params), _cut(layout, grads)
+        check_fits(state, method, plan, params)
         before, (state, scalars) = state, _begin(method, state, params)
         if not jax.tree.leaves(params):
             return updates, state
-        check_fits(before, plan, accumulators_of(before.method), params)
         job, inputs = _inputs(method, plan, state, grads, params, scalars, given, before.count)
         inputs = strengths.resolve(given, job, inputs, before.count, before.solver.psis())
         outputs = layout.run(job, inputs)
-        return _outputs(layout, plan, state, inputs, outputs, updates)
+        moves = jax.tree.unflatten(jax.tree.structure(updates), layout.join(outputs.updates))
+        return moves, after_step(state, plan, inputs, outputs)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -111,47 +120,9 @@ def make_plan(
     return plan, given, layout
 
 
-def _copy(x: Any, dtype: Any) -> Any:
-    """x in the accumulators' dtype, never aliasing x (both may be donated); abstract leaves stay abstract."""
-    dtype = _accumulator(x, dtype)
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-    return jnp.array(x, dtype=dtype, copy=True)
-
-
-def _accumulator(x: Any, dtype: Any) -> Any:
-    if dtype is not None:
-        return jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32) if x.dtype.itemsize < 4 else x.dtype
-
-
 def _cut(layout: Layout, tree: chex.ArrayTree) -> chex.ArrayTree:
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, layout.cut(leaves))
-
-
-def _init_solver(
-    plan: Plan, layout: Layout, given: list[list[Any]], leaves: list[Any], dtype: Any
-) -> SolverState:
-    warm = []
-    for block, solver in plan.entries:
-        views = [_abstract_or(m.take, leaves[m.leaf]) for m in block.members]
-        whole = _abstract_or(block.join, views)
-        warm.append(solver.init(block, whole, _accumulator(leaves[block.members[0].leaf], dtype)))
-    start = jnp.zeros([], jnp.int32)
-    values = strengths.at_step([s for own in given for s in own], start)
-    return SolverState(
-        plan,
-        strengths.stacked(values),
-        tuple(layout.cut_warm(plan.blocks, warm)),
-        *first_stats(len(warm), _numerics.scalar_dtype()),
-    )
-
-
-def _abstract_or(f: Any, x: Any) -> Any:
-    """f(x), or its shape where x is abstract."""
-    abstract = any(isinstance(y, jax.ShapeDtypeStruct) for y in jax.tree.leaves(x))
-    return jax.eval_shape(f, x) if abstract else f(x)
 
 
 def _begin(
@@ -182,29 +153,3 @@ def _inputs(
     shared = Scalars(scalars, terms.scalars, terms.weight, method.averaging(count))
     job = Job(method.accumulate, terms.pieces, plan.blocks, plan.solvers)
     return job, Inputs(leaves, psis, state.solver.warm, shared)
-
-
-def _outputs(
-    layout: Layout,
-    plan: Plan,
-    state: ProximalState,
-    inputs: Inputs,
-    outputs: Outputs,
-    like: chex.ArrayTree,
-) -> tuple[chex.ArrayTree, ProximalState]:
-    """(updates, the state after the step)."""
-    names = state.method.accumulators
-    treedef = jax.tree.structure(getattr(state.method, names[0]))
-    columns = [jax.tree.unflatten(treedef, xs) for xs in zip(*outputs.arrays, strict=True)]
-    solver = SolverState(
-        plan,
-        strengths.stacked(
-            [s.astype(_numerics.scalar_dtype()) for s in jax.tree.leaves(inputs.psis)]
-        ),
-        outputs.warm,
-        strengths.stacked([n.astype(jnp.int32) for n in outputs.iterations]),
-        strengths.stacked([r.astype(_numerics.scalar_dtype()) for r in outputs.residual]),
-    )
-    method = state.method._replace(**dict(zip(names, columns, strict=True)))
-    updates = jax.tree.unflatten(jax.tree.structure(like), layout.join(outputs.updates))
-    return updates, state._replace(method=method, solver=solver)

@@ -112,7 +112,7 @@ def check_same(tree: Any, name: str, expected: Any, expected_name: str) -> None:
     for path, x, y in zip(paths, found, leaves, strict=True):
         if jnp.shape(x) != jnp.shape(y):
             raise ValueError(
-                f"{name} at {path!r} has shape {jnp.shape(x)}, {expected_name} has {jnp.shape(y)}."
+                f"{name} at {path!r} has shape {jnp.shape(x)} where {jnp.shape(y)} was expected, as in {expected_name}."
             )
 
 

@@ -63,6 +63,7 @@ class Adam(base.Method):
       ValueError: naming argument, value and range.
     """
 
+    state = AdamState
     accumulate = staticmethod(_accumulate)
     learning_rate: Any
     b1: Any

@@ -48,9 +48,11 @@ class Method(abc.ABC):
     """From gradients to subproblems.
 
     Attributes:
+      state: the class of its states.
       scalar_metric: whether D is a multiple of the identity, so that one prox solves the subproblem.
     """
 
+    state: ClassVar[type]
     scalar_metric: ClassVar[bool] = False
 
     @staticmethod

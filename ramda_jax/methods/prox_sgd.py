@@ -40,6 +40,7 @@ class ProxSgd(base.Method):
     """Hyperparameters of ProxSGD; see `prox_sgd`."""
 
     scalar_metric: ClassVar[bool] = True
+    state = ProxSgdState
     accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any

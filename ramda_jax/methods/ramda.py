@@ -60,6 +60,7 @@ class RamdaState(NamedTuple):
 class Ramda(base.Method):
     """Hyperparameters of RAMDA; see `ramda`."""
 
+    state = RamdaState
     accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any
@@ -125,7 +126,7 @@ def ramda(
     Args:
       learning_rate: eta_t > 0; a number, a 0-d array or an optax schedule of the 0-based step count.
       regularizer: None, a regularizer (meaning `kernels(regularizer)`), a tree of regularizers and Nones with the
-        structure of params, or an assignment (`by_path`, `kernels`).
+        structure of params, or an assignment (`by_path`, `kernels`, `coupled`).
       momentum: c_t in (0, 1], the weight of What_t; 1 = no averaging. Number, array or schedule.
       eps: > 0, added to the metric; a number or a 0-d array.
       solver: None (the best exact one per regularizer), `Newton`, `DouglasRachford`,

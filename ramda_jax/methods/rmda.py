@@ -53,6 +53,7 @@ class Rmda(base.Method):
     """Hyperparameters of RMDA; see `rmda`."""
 
     scalar_metric: ClassVar[bool] = True
+    state = RmdaState
     accumulate = staticmethod(_accumulate)
     learning_rate: Any
     momentum: Any

@@ -91,7 +91,7 @@ class Regularizer(abc.ABC):
     closed_form: ClassVar[bool] = False
     convex: ClassVar[bool] = True
     structure: ClassVar[str] = "groups"
-    scored: ClassVar[str | None] = "strength"
+    scored: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def value(self, x: chex.Array) -> chex.Array:
@@ -171,6 +171,6 @@ def size(shape: tuple[int, ...]) -> int:
 
 
 def over_step(size: chex.Array, step: chex.Numeric) -> chex.Array:
-    """size / step as a strength: 0 where size is 0, whatever the step; infinite where only the step is 0."""
+    """size / step as a strength: 0 where size is 0, whatever the step; as large as it gets where only the step is 0."""
     step = jnp.asarray(step, size.dtype)
     return jnp.where(size > 0, size / jnp.maximum(step, jnp.finfo(size.dtype).tiny), 0.0 * size)

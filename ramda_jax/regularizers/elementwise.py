@@ -52,6 +52,7 @@ class L1(Elementwise):
     Source: Tibshirani, Regression shrinkage and selection via the lasso, JRSS B 1996.
     """
 
+    scored: ClassVar[str | None] = "strength"
     strength: Any
 
     def __post_init__(self) -> None:
@@ -108,6 +109,7 @@ class L0(Elementwise):
     """
 
     convex: ClassVar[bool] = False
+    scored: ClassVar[str | None] = "strength"
     strength: Any
 
     def __post_init__(self) -> None:
@@ -135,6 +137,7 @@ class _Power(Elementwise):
     """
 
     convex: ClassVar[bool] = False
+    scored: ClassVar[str | None] = "strength"
     k: ClassVar[int]
     strength: Any
 
@@ -215,7 +218,6 @@ class Binarize(Elementwise):
 
     convex: ClassVar[bool] = False
     structure: ClassVar[str] = "signs"
-    scored: ClassVar[str | None] = None
     strength: Any
 
     def __post_init__(self) -> None:

@@ -148,6 +148,7 @@ class GroupLasso(GroupNorm):
     Source: Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS B 2006.
     """
 
+    scored: ClassVar[str | None] = "strength"
     strength: Any
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
@@ -226,7 +227,6 @@ class GroupMCP(GroupNorm):
     """
 
     convex: ClassVar[bool] = False
-    scored: ClassVar[str | None] = None
     strength: Any
     gamma: Any
     group_axis: GroupAxis = base.static_field(default=-2)

@@ -69,6 +69,7 @@ class NuclearNorm(base.Regularizer):
     """
 
     structure: ClassVar[str] = "rank"
+    scored: ClassVar[str | None] = "strength"
     strength: Any
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ How a block is solved depends on what its arrays are cut along:
   them) is gathered, stepped on every device, and cut again.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -125,6 +126,7 @@ def _whole(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Outputs:
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _apart(job: Job, cuts: Sequence[Cut], ways: Sequence[_Way], inputs: Inputs) -> Outputs:
     """Accumulated and moved part by part; each block solved in its way."""
     leaves = step.accumulate(job, inputs)
@@ -142,6 +144,15 @@ def _apart(job: Job, cuts: Sequence[Cut], ways: Sequence[_Way], inputs: Inputs) 
             own = [job.solvers[i] for i in mine], stated, [inputs.warm[i] for i in mine]
             solved |= dict(zip(mine, step.solve(*own, solvers.together), strict=True))
     return step.move(job, inputs, leaves, [solved[i] for i in range(len(problems))])
+
+
+@_apart.defjvp
+def _apart_jvp(job: Job, cuts: Any, ways: Any, primals: Any, tangents: Any) -> Any:
+    names = [block.name for block in job.blocks]
+    raise ValueError(
+        f"there is no derivative through the step of {names}: their groups lie across devices. Cut them along their "
+        "groups, or not at all."
+    )
 
 
 def _spread(problem: Subproblem, cuts: Sequence[Cut], names: Names) -> Subproblem:
@@ -235,8 +246,9 @@ def _agree(out: Outputs, separated: Sequence[Names], axes: Names) -> Outputs:
     """With the most iterations, and the residuals of whole blocks, on all devices: two collectives."""
     number = len(separated)
     dtype = jnp.result_type(*out.residual)
-    counts = [x.astype(dtype) for x in out.iterations]
-    residuals = jnp.stack([x.astype(dtype) for x in out.residual])
+    counts = [jax.lax.stop_gradient(x.astype(dtype)) for x in out.iterations]
+    # Neither has a derivative, and a maximum over devices has no rule for one.
+    residuals = jax.lax.stop_gradient(jnp.stack([x.astype(dtype) for x in out.residual]))
     most = jax.lax.pmax(jnp.concatenate([residuals, jnp.stack(counts)]), axes)
     largest, iterations = most[:number], most[number:].astype(jnp.int32)
     # Devices that know the same residual share it. (A maximum over devices may pass over a NaN, a sum does not.)

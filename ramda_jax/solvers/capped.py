@@ -44,7 +44,7 @@ def solve(
     rs, errors = [], []
     for p, s in zip(problems, begins, strict=True):
         _, cap = _curve(p)
-        # The free start is where the tangent of h at 0 reaches 1, and h lies below it: no root below the cap.
+        # The free start is where a line above h reaches 1 (that of D, without kappa): no root below the cap.
         beyond = ~s.zero & (s.r >= cap)
         rs.append(jnp.where(beyond, cap, s.r))
         errors.append(jnp.where(s.done | beyond, jnp.zeros_like(s.r), jnp.full_like(s.r, jnp.inf)))

@@ -63,7 +63,7 @@ class _KeepsSolution(base.WholeSolver):
 
 @dataclasses.dataclass(frozen=True)
 class ProximalGradient(_KeepsSolution):
-    """The RAMDA paper's solver (Algorithm 2), with screening; for every regularizer that has a prox.
+    """The RAMDA paper's solver (Algorithm 2), for every regularizer that has a prox; groups dead by score left out.
 
     Z_j = prox_{theta w psi}(Z_{j-1} - theta (v + D (Z_{j-1} - x0))), theta = 1 / max D (half of it if psi is nonconvex),
     from W^{t-1}. Per block. It keeps one array of the block's size, What,

@@ -18,8 +18,9 @@ The free start, never above the root, is one step from r = 0:  r0 = (||b|| - lev
 One look at b and D gives both the free start and the first step from a warm start: the sums of both are taken together.
 
 Range. y is cut off at +-`_largest(dtype)`, so that no square leaves the float range whatever the units of b. That is
-Newton's method for a smaller |b|, whose root is smaller: a step from below, only shorter, and never the last, because
-phi is large where anything was cut off. So nothing needs to be known of b before it is read.
+Newton's method for a smaller |b|, whose root is smaller: a step that stays below the root, that multiplies r by at
+least as much, and that is never the last, because phi is large where anything was cut off. So nothing needs to be known
+of b before it is read.
 
 Certificate. At x(r) the least subgradient has norm level |1 - phi(r)|. A step from r to r' leaves
 |1 - h(r')| <= 3/8 ((r' - r) / min(r, r'))^2 max(1, h(r)), because |h''| = 3 h Var(a_i) / r^2 and Var(a_i) <= 1/4 where
@@ -174,7 +175,7 @@ def after(r: Any) -> Callable:
 
 
 def _largest(dtype: Any) -> float:
-    """Where y is cut off (3e15 in float32): the sum of a hundred million squares is still finite."""
+    """Where y is cut off (2.6e15 in float32): the sum of 5e7 squares is still finite."""
     return float(jnp.finfo(dtype).max) ** 0.4
 
 
@@ -272,11 +273,8 @@ def solve(
     """
     groups = pack(problems)
     levels = groups.numbers([p.level for p in problems])
-    if problems[0].tied(0)[1].ndim == 0:  # one D for all: the free start is the root
-        free = groups.sums(free_terms, [None] * len(problems))
-        begins = [start(level, *row) for level, *row in zip(levels, *free, strict=True)]
-        none = [jnp.zeros_like(s.r) for s in begins]
-        return _finish(groups, begins, levels, [s.r for s in begins], none, _count(0))
+    if problems[0].tied(0)[1].ndim == 0:
+        return _solve_scalar(groups, levels)
     warmed = all(guess is not None for guess in warm)
     looked = groups.sums(_look, warm if warmed else [None] * len(problems))
     begins = [start(level, *row) for level, *row in zip(levels, *looked[:2], strict=True)]
@@ -307,6 +305,14 @@ def solve(
     first = (_count(warmed), rs, errors, _any_above(errors, limit))
     count, rs, errors, _ = jax.lax.while_loop(unfinished, update, first)
     return _finish(groups, begins, levels, rs, errors, count)
+
+
+def _solve_scalar(groups: Apart, levels: Arrays) -> list[Roots]:
+    """With one D for all entries the free start is the root: no loop."""
+    free = groups.sums(free_terms, [None] * len(groups.problems))
+    begins = [start(level, *row) for level, *row in zip(levels, *free, strict=True)]
+    errors = [jnp.zeros_like(s.r) for s in begins]
+    return _finish(groups, begins, levels, [s.r for s in begins], errors, _count(0))
 
 
 def _count(n: int) -> chex.Array:
@@ -373,8 +379,9 @@ def point(problem: GroupProblem, k: int, r: chex.Array) -> chex.Array:
     """
     b, d = problem.tied(k, after(r))
     r = problem.members[k].along.spread(r, b.shape)
-    zero = r == 0
-    mu = problem.level / jnp.where(zero, 1.0, r)
+    empty = r == 0
+    zero = empty & (problem.level > 0)  # without a level x is b / D, which is 0 as well
+    mu = problem.level / jnp.where(empty, 1.0, r)
     if problem.kappa is not None:
         mu = jnp.where(r >= problem.cap, 0.0, mu - problem.kappa)
     # 1 for D + mu where it does not matter: nothing divides by zero, in the derivative neither.
