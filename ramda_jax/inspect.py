@@ -1,14 +1,13 @@
 """What users read from a state, and from an assignment before there is one."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, assignment, step, trees
+from ramda_jax import _numerics, assignment, trees
 from ramda_jax.methods.base import accumulators_of
 from ramda_jax.regularizers.base import size
 from ramda_jax.sharding.layout import layout_of
@@ -72,7 +71,7 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
     scalars = Scalars((), terms.scalars, terms.weight, None)
     inputs = Inputs(leaves, state.solver.psis(), state.solver.warm, scalars)
     job = Job(_keep, terms.pieces, plan.blocks, plan.solvers)
-    found = iter(layout.join(_recall(job, inputs)))
+    found = iter(layout.join(layout.recall(job, inputs)))
     new: list[Any] = []
     for part, slot in pairs:
         if trees.is_hidden(slot):
@@ -81,23 +80,6 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
             part = jnp.asarray(part)
             new.append(jnp.where(state.count > 0, next(found).astype(part.dtype), part))
     return jax.tree.unflatten(jax.tree.structure(params), new)
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
-    return _recalled(job, inputs)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _recalled(job: Job, inputs: Inputs) -> list[chex.Array]:
-    return step.recall(job, inputs, step.accumulate(job, inputs))
-
-
-@_recalled.defjvp
-def _recalled_jvp(job: Job, primals: tuple[Inputs], tangents: tuple[Inputs]) -> Any:
-    step.check_derivative(job)
-    recall = lambda inputs: step.recall(job, inputs, step.accumulate(job, inputs))
-    return jax.jvp(recall, primals, tangents)
 
 
 def _keep(

@@ -99,7 +99,10 @@ def _decode(x: Any, known: dict[str, type]) -> Any:
     cls = known[x["class"]]
     if "items" in x:
         return cls(*again(x["items"])) if cls is Entry else cls(again(x["items"]))
-    return cls(**{name: _decode(value, known) for name, value in x["fields"].items()})
+    fields = {name: _decode(value, known) for name, value in x["fields"].items()}
+    if cls is Placement and fields["mesh"] is None:
+        fields["params"] = None  # how parameters are cut says nothing without a mesh
+    return cls(**fields)
 
 
 for _cls in (ProximalState, SolverState, Clock, RamdaState, RmdaState, ProxSgdState, AdamState):

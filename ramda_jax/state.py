@@ -163,12 +163,16 @@ def check_fits(state: Any, method: Method, plan: Plan, params: Any) -> None:
 
 
 def _said(entry: Entry) -> str:
-    block = entry.block
-    shapes = [block.member_shape(k) for k in range(len(block.members))]
-    axis = getattr(block.psi, "group_axis", None)
-    text = type(block.psi).__name__ + ("" if axis is None else f" along axis {axis}")
-    shape = shapes[0] if len(shapes) == 1 else shapes
-    return f"{block.name!r} of shape {shape} with {text} by {type(entry.solver).__name__}"
+    """An entry with all that two of them must have in common."""
+    block, psi = entry.block, entry.block.psi
+    members = []
+    for k, member in enumerate(block.members):
+        seen = "" if member.view is None else f" seen as {member.view}"
+        members.append(f"{member.path!r} of shape {block.member_shape(k)}{seen}")
+    what = members[0] if block.is_single else f"{block.name!r} ({', '.join(members)})"
+    fields = getattr(psi, "__dataclass_fields__", {}).values()
+    static = [f"{f.name}={getattr(psi, f.name)!r}" for f in fields if f.metadata.get("static")]
+    return f"{what} with {type(psi).__name__}({', '.join(static)}) by {type(entry.solver).__name__}"
 
 
 # How a state begins, and how it goes on.

@@ -26,7 +26,7 @@ def _regularized(
 
 
 def _ratio(parts: list[chex.Array], wholes: list[int]) -> chex.Array:
-    return sum(parts, jnp.zeros([])) / max(sum(wholes), 1)
+    return sum(map(_numerics.as_scalar, parts), _numerics.as_scalar(0.0)) / max(sum(wholes), 1)
 
 
 def group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
@@ -86,10 +86,11 @@ def low_rank_level(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
 
 
 def _penalty(params: chex.ArrayTree, regularizer: Any, count: chex.Numeric) -> chex.Array:
-    values = [
-        psi.resolve(count, x.dtype).value(x) for _, x, psi in _regularized(params, regularizer)
-    ]
-    return sum(values, jnp.zeros([]))
+    total = _numerics.as_scalar(0.0)
+    for _, x, psi in _regularized(params, regularizer):
+        wide = x.astype(jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
+        total += _numerics.as_scalar(psi.resolve(count, wide.dtype).value(wide))
+    return total
 
 
 def objective(
@@ -109,7 +110,7 @@ def objective(
     Raises:
       ValueError: as `ramda` would for this regularizer.
     """
-    return loss + _penalty(params, regularizer, count)
+    return _numerics.as_scalar(loss) + _penalty(params, regularizer, count)
 
 
 def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
@@ -150,6 +151,6 @@ def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
         out["low_rank_level"] = low_rank_level(params, regularizer)
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
     out["regularization"] = _penalty(params, regularizer, 0)
-    out["nonzero_parameters"] = sum((jnp.sum(x != 0) for x in leaves), jnp.zeros([], jnp.int32))
+    out["nonzero_parameters"] = sum((jnp.sum(x != 0) for x in leaves), jnp.zeros([], int))
     out["parameters"] = sum(size(x.shape) for x in leaves)
     return {name: _numerics.as_number(value) for name, value in out.items()}

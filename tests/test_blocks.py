@@ -245,7 +245,7 @@ def on_a_mesh(make, kind):
 
 
 def with_cut_parameters(make, kind, cuts=UNLIKE):
-    specs = {net: cuts for net in PSIS} | {"bias": P()}
+    specs = dict.fromkeys(PSIS, cuts) | {"bias": P()}
     mesh = mesh_of(kind, (4, 2), ("data", "model"))
     told = None if kind == AxisType.Explicit else specs  # an explicit mesh knows it
     tx = make(COUPLED, placement=rj.Placement("data", mesh, told))
@@ -438,7 +438,12 @@ def test_a_member_may_be_a_window_of_an_array_or_seen_in_another_shape(name):
 
 def test_eight_devices_take_views_of_arrays_that_are_cut():
     mesh = mesh_of(AxisType.Auto, (4, 2), ("data", "model"))
-    cuts = {"dense": P("data"), "in": P(None, "model"), "qkv": P("data", "model"), "one": P("model")}
+    cuts = {
+        "dense": P("data"),
+        "in": P(None, "model"),
+        "qkv": P("data", "model"),
+        "one": P("model"),
+    }
     params, grads = draw_viewed(0, scale=0.1), draw_viewed(1, lead=(STEPS,))
     specs = {net: {k: cuts.get(k, P()) for k in tree} for net, tree in params.items()}
     coupled, _ = view_rules(rj.GroupLasso(VIEWED_STRENGTHS["prox_sgd"]))

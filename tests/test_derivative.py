@@ -76,7 +76,7 @@ def test_forward_and_reverse_derivatives_are_those_of_finite_differences(method,
         forward = jax.jit(lambda x, d: jax.jvp(f, (x,), (d,))[1])
         for d in (step, *alone):
             h = 1e-6
-            moved = lambda sign, d=d: jax.tree.map(lambda x, y: x + sign * h * y, inputs, d)
+            moved = lambda sign, d=d, h=h: jax.tree.map(lambda x, y: x + sign * h * y, inputs, d)
             expected = (f(moved(1)) - f(moved(-1))) / (2 * h)
             assert abs(expected) > 1e-3  # there is something to compare
             np.testing.assert_allclose(forward(inputs, d), expected, rtol=1e-6, atol=1e-7)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
+import chex
 import jax
 
 from ramda_jax import step
@@ -31,6 +32,8 @@ _injected: list[tuple[tuple[str, Backend], ...]] = []
 @contextlib.contextmanager
 def injected(table: Mapping[str, Backend]) -> Iterator[None]:
     """Within this context, steps that are traced use this table: for tests and experiments.
+
+    What was traced before keeps its table: give `jax.jit` a new function.
 
     Example:
       >>> from ramda_jax import backends
@@ -81,3 +84,26 @@ def _jvp(
     outputs = _differentiable(job, table, *primals)
     around = lambda inputs: step.derivative(job, inputs, outputs)
     return outputs, jax.jvp(around, primals, tangents)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+    """What of every parameter as the last step found it (`step.recall`): elementwise, and so the same everywhere.
+
+    Differentiable where the step is.
+    """
+    return _recall(job, inputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+    return step.recall(job, inputs, step.accumulate(job, inputs))
+
+
+@_recall.defjvp
+def _recall_jvp(
+    job: Job, primals: tuple[Inputs], tangents: tuple[Inputs]
+) -> tuple[list[chex.Array], list[chex.Array]]:
+    step.check_derivative(job)
+    again = lambda inputs: step.recall(job, inputs, step.accumulate(job, inputs))
+    return jax.jvp(again, primals, tangents)

@@ -21,7 +21,7 @@ from ramda_jax.subproblem import Along
 
 # Entries of a tile, and of the tiles it is divided into: b and D are made in larger ones, because XLA spreads such work
 # over threads; they are solved in smaller ones, of which a few arrays fit a second-level cache.
-TILE_SIZES = (131_072, 16_384)
+TILE_SIZES = (262_144, 32_768)
 
 
 def run(job: Job, inputs: Inputs) -> Outputs:

@@ -95,11 +95,13 @@ def _unchanged(job: Job, inputs: Inputs) -> list[int]:
     same: list[int] = []
 
     def look(arrays: tuple, grad: chex.Array) -> tuple:
-        new = job.accumulate(arrays, grad, inputs.scalars.accumulate)
+        scalars = jax.tree.map(lambda s: s.astype(grad.dtype), inputs.scalars.accumulate)
+        new = job.accumulate(arrays, grad, scalars)
         same.extend(k for k, x in enumerate(new) if x is arrays[k])
         return new
 
-    jax.eval_shape(look, inputs.leaves[0].arrays, inputs.leaves[0].param)
+    arrays = inputs.leaves[0].arrays
+    jax.eval_shape(look, arrays, arrays[0])
     return same
 
 

@@ -44,7 +44,7 @@ def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
     resolved = level * level >= _RESOLVED * _RESOLVED * squares[-1]
     rest = squares.size - int(_FEW * squares.size)  # of the eigenvalues, which ascend
     ways = [from_svd, lambda: from_gram(v), lambda: from_gram(v[:, rest:])]
-    way = jnp.where(resolved, 1 + (squares[rest - 1] < level * level), 0)
+    way = jnp.where(resolved, 1 + (squares[rest - 1] < level * level).astype(jnp.int32), 0)
     shrunk, total = jax.lax.switch(way, ways)
     return size * shrunk, size * total
 
@@ -85,9 +85,8 @@ class NuclearNorm(base.Regularizer):
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
         x = _numerics.whole(x)
-        return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(
-            jnp.promote_types(x.dtype, jnp.float32)
-        )
+        dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+        return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(dtype)
 
     def num_groups(self, shape: tuple[int, ...]) -> int:
         return min(base.size(shape[:-1]), shape[-1])

@@ -33,6 +33,10 @@ class Together:
         """The step."""
         return backends.run(job, inputs)
 
+    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+        """What of every parameter as the last step found it."""
+        return backends.recall(job, inputs)
+
     def join(self, arrays: Sequence[Any]) -> list[Any]:
         """Arrays of the parameters' layout from those of the state's."""
         return list(arrays)
@@ -56,6 +60,9 @@ class OnMesh:
 
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return _run_on_mesh(job, self, inputs)
+
+    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+        return backends.recall(job, inputs)
 
     def join(self, arrays: Sequence[Any]) -> list[Any]:
         pairs = zip(arrays, self.cuts, strict=True)
@@ -104,6 +111,9 @@ class Inside:
 
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return parts.run(job, self.cuts, self.names, inputs)
+
+    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+        return parts.recall(job, self.cuts, inputs)
 
     def join(self, arrays: Sequence[Any]) -> list[Any]:
         pairs = zip(arrays, self.cuts, strict=True)

@@ -104,26 +104,54 @@ def _separating(block: Block, cut: Cut) -> Names:
     return tuple(name for a in separable for name in cut.state[a])
 
 
+def recall(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> list[chex.Array]:
+    """`backends.recall` of this device's parts."""
+    ways = [_way(*pair, cuts) for pair in zip(job.solvers, job.blocks, strict=True)]
+
+    def kind(blocks: list[int], leaves: list[int]) -> bool:
+        """Whether x is elementwise again: always but where a solver looks at all of an array and keeps no solution."""
+        kept = [job.blocks[i].is_single and inputs.warm[i] is not None for i in blocks]
+        names = [ways[i].name in ("alone", "spread") for i in blocks]
+        return all(a or b for a, b in zip(kept, names, strict=True))
+
+    found: dict[int, chex.Array] = {}
+    for local, some in step.divide(job, len(inputs.leaves), kind).items():
+        own, where = some.of(inputs), [cuts[k] for k in some.leaves]
+        if local:
+            xs = backends.recall(some.job, own)
+        else:
+            xs = _parts(backends.recall(some.job, _gathered(some.job, where, own)), where)
+        found |= dict(zip(some.leaves, xs, strict=True))
+    return [found[k] for k in range(len(found))]
+
+
 def _whole(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Outputs:
     """Everything gathered, and this device's parts of what comes out."""
+    out = backends.run(job, _gathered(job, cuts, inputs))
+    columns = [_parts(column, cuts) for column in zip(*out.arrays, strict=True)]
+    pairs = zip(out.warm, warm_layouts(job.blocks, cuts, out.warm), strict=True)
+    return out._replace(
+        arrays=tuple(zip(*columns, strict=True)),
+        updates=tuple(_parts(out.updates, cuts)),
+        warm=tuple(None if x is None else part(x, lay) for x, lay in pairs),
+    )
+
+
+def _gathered(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Inputs:
+    """The inputs with whole arrays."""
     get = lambda x, cut: gather(x, cut.state, to="invarying")
     leaves = tuple(
         Leaf(tuple(get(x, cut) for x in leaf.arrays), get(leaf.grad, cut), get(leaf.param, cut))
         for leaf, cut in zip(inputs.leaves, cuts, strict=True)
     )
-    layouts = warm_layouts(job.blocks, cuts, inputs.warm)
-    warm = tuple(
-        None if x is None else gather(x, lay, to="invarying")
-        for x, lay in zip(inputs.warm, layouts, strict=True)
-    )
-    out = backends.run(job, inputs._replace(leaves=leaves, warm=warm))
-    mine = lambda xs: tuple(part(x, cut.state) for x, cut in zip(xs, cuts, strict=True))
-    columns = [mine(column) for column in zip(*out.arrays, strict=True)]
-    pairs = zip(out.warm, layouts, strict=True)
-    kept = tuple(None if x is None else part(x, lay) for x, lay in pairs)
-    return out._replace(
-        arrays=tuple(zip(*columns, strict=True)), updates=mine(out.updates), warm=kept
-    )
+    pairs = zip(inputs.warm, warm_layouts(job.blocks, cuts, inputs.warm), strict=True)
+    warm = tuple(None if x is None else gather(x, lay, to="invarying") for x, lay in pairs)
+    return inputs._replace(leaves=leaves, warm=warm)
+
+
+def _parts(xs: Sequence[chex.Array], cuts: Sequence[Cut]) -> list[chex.Array]:
+    """This device's parts of arrays like the parameters."""
+    return [part(x, cut.state) for x, cut in zip(xs, cuts, strict=True)]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

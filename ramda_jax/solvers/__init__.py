@@ -64,7 +64,7 @@ def weighted_prox(
     psi: Regularizer, x: chex.Array, metric: chex.Array, step: chex.Numeric
 ) -> chex.Array:
     """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z) by the exact solver for psi; see `Regularizer.weighted_prox`."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
     d = jnp.asarray(metric, wide.dtype) * jnp.ones_like(wide)
     weight = jnp.asarray(step, wide.dtype)
     block = single(0, "", tuple(x.shape), psi)
