@@ -136,7 +136,11 @@ def whole(x: chex.Array) -> chex.Array:
 
 
 def cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
-    """x, cut as `model` is on an explicit mesh."""
+    """x, cut as `model` is on an explicit mesh; where their lengths differ, not at all."""
     if not on_explicit_mesh(model):
         return x
-    return jax.sharding.reshard(x, jax.typeof(model).sharding.spec)
+    own = jax.typeof(model).sharding.spec
+    pairs = zip(own, x.shape, model.shape, strict=True)
+    return jax.sharding.reshard(
+        x, jax.sharding.PartitionSpec(*(e if n == m else None for e, n, m in pairs))
+    )

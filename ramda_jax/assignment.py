@@ -183,6 +183,14 @@ class Coupled(Assignment):
                 blocks.append(self._block(name, patterns, found))
         return blocks
 
+    def check_used(self, blocks: Sequence[Block]) -> None:
+        """Raise ValueError naming a kind of which there is no block: mistyped, most likely."""
+        for kind, patterns in self.kinds:
+            if not any(b.name == kind or b.name.startswith(f"{kind}/") for b in blocks):
+                raise ValueError(
+                    f"coupled[{kind!r}] matches no parameter: {[pattern for pattern, _ in patterns]}."
+                )
+
     def _block(
         self, name: str, patterns: Sequence[tuple[str, View]], found: Sequence[Any]
     ) -> Block:
@@ -316,6 +324,11 @@ def _members(kind: str, members: Any) -> tuple[tuple[str, View], ...]:
 # From what the user gave to blocks.
 
 
+def _hides(params: chex.ArrayTree) -> bool:
+    """Whether `optax.masked` or `optax.partition` hides some of the parameters."""
+    return any(map(trees.is_hidden, jax.tree.leaves(params, is_leaf=trees.is_hidden)))
+
+
 def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regularizer | None]:
     """Match an explicit tree of regularizers to the parameters, path by path."""
     tree_paths, chosen, _ = trees.flatten(tree, is_leaf=is_regularizer_or_none)
@@ -331,7 +344,7 @@ def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regu
             f"the tree of regularizers does not have the structure of params: nothing for {missing[0]!r} "
             f"({len(missing)} missing). It has {sorted(given)}."
         )
-    hidden = any(map(trees.is_hidden, jax.tree.leaves(params, is_leaf=trees.is_hidden)))
+    hidden = _hides(params)
     extra = sorted(set(given) - set(paths))
     if extra and not hidden:
         raise ValueError(
@@ -374,6 +387,8 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
         regularizer = kernels(regularizer)
     if isinstance(regularizer, Assignment):
         blocks = regularizer.blocks(parameters)
+        if isinstance(regularizer, Coupled) and leaves and not _hides(params):
+            regularizer.check_used(blocks)
     else:
         chosen = _from_tree(regularizer, paths, params) if leaves else []
         pairs = zip(parameters, chosen, strict=True)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import GroupNorm, Regularizer
@@ -277,17 +276,18 @@ class Along:
             y = jnp.where(jax.lax.axis_index(self.copies) == 0, y, jnp.zeros_like(y))
         return y
 
-    def spread(self, r: chex.Array, shape: tuple[int, ...]) -> chex.Array:
-        """A number per group, so that it broadcasts against an array of this shape."""
+    def spread(self, r: chex.Array, like: chex.Array) -> chex.Array:
+        """A number per group, so that it broadcasts against an array like this one."""
         if self.number is None:
             return r
-        sizes = [shape[a] for a in self.axes]
+        sizes = [like.shape[a] for a in self.axes]
         if self.cut:
-            length = int(np.prod(sizes))
+            length = math.prod(sizes)
             start = jax.lax.axis_index(self.cut) * length
             r = jax.lax.dynamic_slice_in_dim(r, start, length)
         r = jnp.transpose(r.reshape(sizes), [self.axes.index(a) for a in sorted(self.axes)])
-        return jnp.expand_dims(r, [a for a in range(len(shape)) if a not in self.axes])
+        r = jnp.expand_dims(r, [a for a in range(like.ndim) if a not in self.axes])
+        return _numerics.cut_like(r, like)
 
 
 def _zeros(number: int, like: chex.Array) -> chex.Array:

@@ -45,10 +45,6 @@ JOINED = rj.by_path(
 )
 
 
-# Compiling is what these tests cost: code as LLVM gets it does.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.fixture(autouse=True)
 def _double():
     with jax.enable_x64(True):
@@ -133,7 +129,7 @@ def both(name, **options):
         blocks = training(make(COUPLED), params, grads)
         return blocks, training(make(JOINED), side_by_side(params), side_by_side(grads, 1))
 
-    return jit(run)
+    return jax.jit(run)
 
 
 @functools.cache
@@ -174,7 +170,7 @@ def test_a_batch_of_states_is_a_loop_over_them():
     runs = [(draw(k), draw(k + 1, lead=(STEPS,))) for k in (0, 5)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *runs)
     tx = METHODS["ramda"](COUPLED)
-    found = in_numpy(jit(jax.vmap(functools.partial(training, tx)))(*stacked))
+    found = in_numpy(jax.jit(jax.vmap(functools.partial(training, tx)))(*stacked))
     for k, run in enumerate(runs):
         expected = in_numpy(both("ramda")(*run)[0])
         iterations = [name for name in expected[2] if name.startswith("iterations")]
@@ -202,7 +198,7 @@ def test_mini_steps_masks_and_partitions_take_blocks():
     }
     shown = {"lasso": True, "mcp": False, "sparse": True, "bias": False}
 
-    @jit
+    @jax.jit
     def run(params, grads, twice):
         steps = optax.MultiSteps(make(COUPLED), 2, accumulator_dtype=jnp.float64)
         return (
@@ -241,7 +237,7 @@ def on_a_mesh(make, kind):
     with jax.set_mesh(mesh):
         whole = NamedSharding(mesh, P())
         given = jax.device_put((draw(0), draw(1, lead=(STEPS,))), whole)
-        return in_numpy(jit(functools.partial(training, tx))(*given))
+        return in_numpy(jax.jit(functools.partial(training, tx))(*given))
 
 
 def with_cut_parameters(make, kind, cuts=UNLIKE):
@@ -254,13 +250,13 @@ def with_cut_parameters(make, kind, cuts=UNLIKE):
         params = jax.tree.map(lay, draw(0), specs)
         stacked = jax.tree.map(lambda spec: P(None, *spec), specs)
         grads = jax.tree.map(lay, draw(1, lead=(STEPS,)), stacked)
-        return in_numpy(jit(functools.partial(training, tx))(params, grads))
+        return in_numpy(jax.jit(functools.partial(training, tx))(params, grads))
 
 
 def in_shard_map(make):
     run = functools.partial(training, make(COUPLED, placement=rj.Placement("data")))
     mapped = jax.shard_map(run, mesh=mesh_of(AxisType.Auto), in_specs=P(), out_specs=P())
-    return in_numpy(jit(mapped)(draw(0), draw(1, lead=(STEPS,))))
+    return in_numpy(jax.jit(mapped)(draw(0), draw(1, lead=(STEPS,))))
 
 
 def in_pmap(make):
@@ -315,7 +311,7 @@ def test_eight_devices_bring_a_block_together_for_a_solver_of_whole_arrays():
 def injected(table, name, trees, rules=COUPLED):
     """(the result of `training` under a table of backends, the program)."""
     with backends.injected(table):
-        lowered = jit(functools.partial(training, METHODS[name](rules))).lower(*trees)
+        lowered = jax.jit(functools.partial(training, METHODS[name](rules))).lower(*trees)
         return in_numpy(lowered.compile()(*trees)), lowered.as_text()
 
 
@@ -425,7 +421,7 @@ def viewed_on_one_device(name):
         viewed = training(METHODS[name](coupled), params, grads)
         return viewed, training(METHODS[name](joined), *one)
 
-    return in_numpy(jit(run)(params, grads))
+    return in_numpy(jax.jit(run)(params, grads))
 
 
 @pytest.mark.parametrize("name", ["ramda", "prox_sgd"])
@@ -451,7 +447,7 @@ def test_eight_devices_take_views_of_arrays_that_are_cut():
     lay = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
     params = jax.tree.map(lay, params, specs)
     grads = jax.tree.map(lay, grads, jax.tree.map(lambda spec: P(None, *spec), specs))
-    found = in_numpy(jit(functools.partial(training, tx))(params, grads))
+    found = in_numpy(jax.jit(functools.partial(training, tx))(params, grads))
     assert_same(found, viewed_on_one_device("prox_sgd")[0])
 
 
@@ -548,7 +544,7 @@ def init(kinds, params=MLP, rules=lambda c: c):
             ["enc/up", "(3, 4)", "((0, 3), (0, 5))"],
         ),
         ({"a": [("enc/up", View(0, window=((0, 3),)))]}, ["enc/up", "(3, 4)", "((0, 3),)"]),
-        ({"a": [("nowhere/{m}", 0)]}, ["none of the parameters", "enc/up"]),
+        ({"a": [("nowhere/{m}", 0)]}, ["coupled['a'] matches no parameter", "nowhere/{m}"]),
     ],
 )  # fmt: skip
 def test_a_block_that_does_not_fit_says_which_array_and_why(kinds, words):
@@ -649,7 +645,7 @@ def test_blocks_of_any_members_are_the_arrays_that_they_make(given, net, name):
     rules = rj.coupled({"all": list(axes.items())}, PSIS[net])
     whole = {"all": dataclasses.replace(PSIS[net], group_axis=0)}
 
-    @jit
+    @jax.jit
     def run(params, grads):
         one = training(METHODS[name](rules), params, grads)
         return one, training(METHODS[name](whole), join(params), jax.vmap(join)(grads))

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import ramda_jax as rj
 from ramda_jax import backends
 from ramda_jax.backends import cpu, gpu
+from tests.methods import needs_eight
 
 METHODS = {
     "ramda": lambda rate, psi: rj.ramda(rate, psi, momentum=0.5, restart_steps=(2,)),
@@ -60,8 +62,13 @@ def inputs_of(rate=0.1, strength=0.05):
     return jnp.asarray(rate), jnp.asarray(strength), normal(0), normal(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("psi", PSIS)
+# What differs between methods is elementwise; what differs between regularizers is the solve.
+PAIRS = [("ramda", psi) for psi in PSIS] + [(m, "group lasso") for m in METHODS if m != "ramda"]
+
+
+@pytest.mark.parametrize(
+    ("method", "psi"), [*PAIRS, ("rmda", "group MCP"), ("prox_ssi", "coupled")]
+)
 def test_forward_and_reverse_derivatives_are_those_of_finite_differences(method, psi):
     with jax.enable_x64(True):
         inputs = inputs_of()
@@ -167,3 +174,31 @@ def test_where_there_is_no_derivative_an_error_says_so(psi, options, name):
 def step_of_rmda(rate, params):
     tx = rj.rmda(rate, rj.NuclearNorm(0.1))
     return tx.update(params, tx.init(params), params)[0]
+
+
+@needs_eight
+def test_derivatives_are_the_same_where_devices_share_the_groups_and_refused_where_they_share_one():
+    with jax.enable_x64(True):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        draw = np.random.default_rng(0).standard_normal
+        params = {
+            "wide": {"kernel": jnp.asarray(draw((16, 5)))},
+            "odd": {"kernel": jnp.asarray(draw((3, 5)))},
+        }
+
+        def f(rate, specs=None, where=None):
+            where = None if where is None else rj.Placement("data", where, specs)
+            tx = rj.ramda(rate, rj.GroupLasso(0.05), placement=where)
+            updates, state = tx.update(params, tx.init(params), params)
+            moved = optax.apply_updates(params, updates)
+            return optax.tree.norm((moved, rj.structured_params(state, moved)))
+
+        expected = jax.grad(f)(0.1)
+        placed = lambda rate: f(rate, None, mesh)
+        np.testing.assert_allclose(jax.jit(jax.grad(placed))(0.1), expected, rtol=1e-9)
+        forward = jax.jit(lambda r: jax.jvp(placed, (r,), (1.0,))[1])
+        np.testing.assert_allclose(forward(0.1), expected, rtol=1e-9)
+        params = {"wide": {"kernel": jnp.ones((3, 16))}, "odd": params["odd"]}
+        across = {"wide": {"kernel": P(None, "data")}, "odd": {"kernel": P()}}
+        with pytest.raises(ValueError, match=r"\['wide/kernel'\]: their groups lie across devices"):
+            jax.jit(jax.grad(lambda rate: f(rate, across, mesh)))(0.1)

@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import backends, solvers, step
+from ramda_jax import _numerics, backends, solvers, step
 from ramda_jax.regularizers import GroupNorm
 from ramda_jax.sharding.placement import (
     Cut,
@@ -273,11 +273,13 @@ def _like(warm: Any, rows: chex.Array) -> Any:
 def _agree(out: Outputs, separated: Sequence[Names], axes: Names) -> Outputs:
     """With the most iterations, and the residuals of whole blocks, on all devices: two collectives."""
     number = len(separated)
-    dtype = jnp.result_type(*out.residual)
-    counts = [jax.lax.stop_gradient(x.astype(dtype)) for x in out.iterations]
-    # Neither has a derivative, and a maximum over devices has no rule for one.
-    residuals = jax.lax.stop_gradient(jnp.stack([x.astype(dtype) for x in out.residual]))
-    most = jax.lax.pmax(jnp.concatenate([residuals, jnp.stack(counts)]), axes)
+    dtype = _numerics.scalar_dtype()
+    # Neither has a derivative, and a maximum over devices has no rule for one. What is the same on some devices is made to
+    # vary over all: a collective over an axis takes nothing else.
+    varying = 0 * jax.lax.axis_index(axes).astype(dtype)
+    vector = lambda xs: jnp.stack([jax.lax.stop_gradient(x.astype(dtype)) for x in xs]) + varying
+    residuals, counts = vector(out.residual), vector(out.iterations)
+    most = jax.lax.pmax(jnp.concatenate([residuals, counts]), axes)
     largest, iterations = most[:number], most[number:].astype(jnp.int32)
     # Devices that know the same residual share it. (A maximum over devices may pass over a NaN, a sum does not.)
     devices = jax.lax.axis_size(axes)

@@ -161,7 +161,7 @@ def sums_of(problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Ar
 def terms_of(problem: GroupProblem, k: int, terms: Callable, r: Any, *, tied: bool) -> Arrays:
     """What is summed of one member."""
     b, d = problem.tied(k, after(r) if tied else lambda x: x)
-    at = None if r is None else problem.members[k].along.spread(r, b.shape)
+    at = None if r is None else problem.members[k].along.spread(r, b)
     return terms(problem, b, d, at)
 
 
@@ -378,7 +378,7 @@ def point(problem: GroupProblem, k: int, r: chex.Array) -> chex.Array:
     Differentiable, if r is (`implicit`).
     """
     b, d = problem.tied(k, after(r))
-    r = problem.members[k].along.spread(r, b.shape)
+    r = problem.members[k].along.spread(r, b)
     empty = r == 0
     zero = empty & (problem.level > 0)  # without a level x is b / D, which is 0 as well
     mu = problem.level / jnp.where(empty, 1.0, r)
