@@ -3,6 +3,7 @@
 import itertools
 import math
 import numbers
+import warnings
 from typing import Any
 
 import jax
@@ -66,8 +67,15 @@ def check_nonnegative(name: str, value: Any) -> None:
 
 
 def check_momentum(value: Any) -> None:
-    """0 < momentum <= 1: the weight of the newest point (or gradient)."""
+    """0 < momentum <= 1: the weight of the newest point (or gradient). Warns of what looks like the weight of the old ones."""
     check_range("momentum", value, 0.0, 1.0, low_open=True)
+    number = _concrete(value)
+    if number is not None and 0.8 <= number < 1:
+        warnings.warn(
+            f"momentum={value!r} is the weight of the newest point here, so there is hardly any averaging; where other "
+            f"optimizers call {number:g} the momentum, give {1 - number:.2g}.",
+            stacklevel=3,
+        )
 
 
 def check_decay(name: str, value: Any) -> None:

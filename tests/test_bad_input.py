@@ -5,6 +5,7 @@ Every message is read for the words a user needs: which argument, which value, w
 
 import functools
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -575,3 +576,13 @@ def test_apply_if_finite_skips_the_step(method: Method, value: float) -> None:
     found, _ = run(safe, after, [third], skipped)
     expected, _ = run(tx, params, [first, third])
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ramda", "rmda", "prox_sgd"])
+def test_a_momentum_that_means_the_reverse_elsewhere_is_warned_of(name: str) -> None:
+    with pytest.warns(UserWarning, match=r"momentum=0\.9 is the weight of the newest.*give 0\.1"):
+        getattr(rj, name)(0.1, None, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(rj, name)(0.1, None, momentum=1.0)
+        getattr(rj, name)(0.1, None, momentum=0.1)
