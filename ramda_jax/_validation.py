@@ -67,7 +67,7 @@ def check_nonnegative(name: str, value: Any) -> None:
 
 
 def check_momentum(value: Any) -> None:
-    """0 < momentum <= 1: the weight of the newest point (or gradient). Warns of what looks like the weight of the old ones."""
+    """0 < momentum <= 1: the weight of the newest point (or gradient). Warns of what looks like that of the old ones."""
     check_range("momentum", value, 0.0, 1.0, low_open=True)
     number = _concrete(value)
     if number is not None and 0.8 <= number < 1:

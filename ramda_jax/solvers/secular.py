@@ -183,9 +183,9 @@ def _tiny(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
-def _cut_off(x: chex.Array) -> chex.Array:
-    largest = _largest(x.dtype)
-    return jnp.clip(x, -largest, largest)
+def _square(y: chex.Array) -> chex.Array:
+    """y^2, y cut off."""
+    return jnp.minimum(y * y, _largest(y.dtype) ** 2)
 
 
 def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = None) -> Arrays:
@@ -194,8 +194,7 @@ def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = Non
     (With a third sum here, XLA for GPUs writes out what it sums.)
     """
     del r
-    y = _cut_off(b * (1 / _unit(problem.level)))
-    yy = y * y
+    yy = _square(b * (1 / _unit(problem.level)))
     return [yy, d * yy]
 
 
@@ -205,12 +204,16 @@ def _unit(level: chex.Array) -> chex.Array:
 
 def terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) -> Arrays:
     """[y^2, y^2 D r / (D r + level)] with y = b / (D r + level)."""
+    tiny = _tiny(b.dtype)
+    level = jnp.maximum(problem.level, tiny)
     if problem.kappa is not None:
         d = d - problem.kappa
     dr = jnp.minimum(d * r, 0.25 * float(jnp.finfo(b.dtype).max))
-    q = 1 / jnp.maximum(dr + problem.level, _tiny(b.dtype))
-    y = _cut_off(b * q)
-    yy = y * y
+    sum_ = dr + level
+    if problem.kappa is not None:  # positive but for rounding
+        sum_ = jnp.maximum(sum_, tiny)
+    q = 1 / sum_
+    yy = _square(b * q)
     return [yy, yy * (dr * q)]
 
 
