@@ -7,6 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# What users type for a hyperparameter: a number, a 0-d array, or an optax schedule of the 0-based step count.
+Schedulable = Any
+
 
 def scalar_dtype() -> jnp.dtype:
     """The dtype of scalars of the state: float32, or float64 where x64 is enabled."""
@@ -18,7 +21,7 @@ def as_scalar(value: Any) -> chex.Array:
     return jnp.asarray(value, dtype=scalar_dtype())
 
 
-def evaluate(value: Any, count: chex.Array) -> chex.Array:
+def evaluate(value: Schedulable, count: chex.Array) -> chex.Array:
     """The value of a constant or of an optax schedule at step `count` (0-based)."""
     return as_scalar(value(count) if callable(value) else value)
 

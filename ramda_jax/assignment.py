@@ -286,7 +286,7 @@ def coupled(kinds: Mapping[str, Iterable[tuple[str, Place]]], regularizer: Group
       >>> params = {"mlp": {"up": {"kernel": jnp.ones((4, 6))}, "down": {"kernel": jnp.ones((6, 4))}}}
       >>> neurons = rj.coupled({"neuron": [("{mlp}/up/kernel", -1), ("{mlp}/down/kernel", -2)]}, rj.GroupLasso(0.1))
       >>> print(rj.describe(params, neurons))
-      path             shape   regularizer                                              groups  parameters
+      path             shape   regularizer                                               groups  parameters
       mlp/down/kernel  (6, 4)  neuron/mlp: GroupLasso(strength=0.1, size_weighted=True)       -          24
       mlp/up/kernel    (4, 6)  neuron/mlp: GroupLasso(strength=0.1, size_weighted=True)       6          24
       total            2                                                                      6          48

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 
 
-def multistep(learning_rate: Any, milestone_steps: Any, factor: Any = 0.1) -> optax.Schedule:
+def multistep(
+    learning_rate: Schedulable, milestone_steps: Any, factor: Schedulable = 0.1
+) -> optax.Schedule:
     """learning_rate * factor^(number of milestones reached): constant within stages.
 
     Args:
@@ -43,7 +46,7 @@ def multistep(learning_rate: Any, milestone_steps: Any, factor: Any = 0.1) -> op
     return schedule
 
 
-def final_momentum_schedule(momentum: Any, start_step: int) -> optax.Schedule:
+def final_momentum_schedule(momentum: Schedulable, start_step: int) -> optax.Schedule:
     """c_t = momentum before the last stage, then min(momentum sqrt(i), 1), i = 1, 2, ... steps into it.
 
     Where c_t has reached 1, W^t = What_t: the parameters get the structure.

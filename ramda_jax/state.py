@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ramda_jax import _numerics, strengths, trees
 from ramda_jax.methods.base import Method, accumulators_of
 from ramda_jax.regularizers import Regularizer
+from ramda_jax.regularizers.base import Strength
 from ramda_jax.sharding import Placement
 from ramda_jax.sharding.layout import Layout
 from ramda_jax.solvers import Solver
@@ -194,7 +195,7 @@ def accumulator_dtype(x: Any, dtype: Any) -> Any:
 
 
 def first_solver_state(
-    plan: Plan, layout: Layout, given: list[list[Any]], leaves: list[Any], dtype: Any
+    plan: Plan, layout: Layout, given: list[list[Strength]], leaves: list[Any], dtype: Any
 ) -> SolverState:
     """Before the first step.
 

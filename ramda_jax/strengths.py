@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import chex
 import jax
@@ -10,16 +9,17 @@ import jax.numpy as jnp
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import Regularizer, ScoredStrength
+from ramda_jax.regularizers.base import Strength
 from ramda_jax.step import Inputs, Job, accumulate, subproblems
 from ramda_jax.subproblem import Block
 
 
-def is_scored(strength: Any) -> bool:
+def is_scored(strength: Strength) -> bool:
     """Whether a strength asks for scores."""
     return isinstance(strength, ScoredStrength)
 
 
-def of(psi: Regularizer) -> list[Any]:
+def of(psi: Regularizer) -> list[Strength]:
     """The strengths of a regularizer as the user gave them: numbers, 0-d arrays, schedules, or what asks for scores."""
     return jax.tree.leaves(psi)
 
@@ -34,7 +34,7 @@ def template_of(block: Block) -> Block:
     return dataclasses.replace(block, psi=template(block.psi))
 
 
-def at_step(strengths: Sequence[Any], count: chex.Array) -> list[chex.Array]:
+def at_step(strengths: Sequence[Strength], count: chex.Array) -> list[chex.Array]:
     """Every strength at the 0-based step `count`, 0-d; 0 for those that wait for scores."""
     none = _numerics.as_scalar(0.0)
     return [none if is_scored(s) else _numerics.evaluate(s, count) for s in strengths]
@@ -47,7 +47,7 @@ def put(templates: Sequence[Regularizer], values: Sequence[chex.Array]) -> tuple
 
 
 def resolve(
-    strengths: Sequence[Sequence[Any]],
+    strengths: Sequence[Sequence[Strength]],
     job: Job,
     inputs: Inputs,
     count: chex.Array,

@@ -9,9 +9,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import assignment, solvers, strengths, trees
 from ramda_jax.methods.base import Method, accumulators_of
+from ramda_jax.regularizers.base import Strength
 from ramda_jax.sharding import Placement
 from ramda_jax.sharding.layout import Layout, layout_of
 from ramda_jax.state import (
@@ -36,7 +38,7 @@ def proximal_transformation(
     method: Method,
     regularizer: Any,
     solver: solvers.Solver | None,
-    accumulator_dtype: Any,
+    accumulator_dtype: DTypeLike | None,
     placement: Placement | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of one method.
@@ -53,7 +55,7 @@ def proximal_transformation(
     """
     _check_kinds(regularizer, solver, placement)
 
-    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[list[Any]], Layout]:
+    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[list[Strength]], Layout]:
         return make_plan(params, regularizer, solver, method.scalar_metric, placement)
 
     def init(params: chex.ArrayTree) -> ProximalState:
@@ -107,7 +109,7 @@ def make_plan(
     solver: solvers.Solver | None,
     scalar_metric: bool,
     placement: Placement | None,
-) -> tuple[Plan, list[list[Any]], Layout]:
+) -> tuple[Plan, list[list[Strength]], Layout]:
     """(the plan, of every block the strengths as the user gave them, how the parameters are spread over devices)."""
     resolved = assignment.resolve(regularizer, params)
     entries, given = [], []
@@ -140,7 +142,7 @@ def _inputs(
     grads: chex.ArrayTree,
     params: chex.ArrayTree,
     scalars: tuple[chex.Array, ...],
-    given: list[list[Any]],
+    given: list[list[Strength]],
     count: chex.Array,
 ) -> tuple[Job, Inputs]:
     """What the step at the 0-based `count` is, and what it reads."""

@@ -2,12 +2,13 @@
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import base
 
 
@@ -65,11 +66,11 @@ class Adam(base.Method):
 
     state = AdamState
     accumulate = staticmethod(_accumulate)
-    learning_rate: Any
-    b1: Any
-    b2: Any
-    eps: Any
-    weight_decay: Any
+    learning_rate: Schedulable
+    b1: Schedulable
+    b2: Schedulable
+    eps: Schedulable
+    weight_decay: Schedulable
     amsgrad: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import chex
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import adam, base
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -29,16 +31,16 @@ class ProxAdamW(adam.Adam):
 
 
 def prox_adamw(
-    learning_rate: Any,
+    learning_rate: Schedulable,
     regularizer: Any,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
+    b1: Schedulable = 0.9,
+    b2: Schedulable = 0.999,
+    eps: Schedulable = 1e-8,
+    weight_decay: Schedulable = 0.0,
     amsgrad: bool = False,
     solver: Solver | None = None,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ProxAdamW (ProxGen with Adam): AdamW whose step minimises over the regularizer, too.

@@ -6,8 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 import chex
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import base
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
@@ -42,8 +44,8 @@ class ProxSgd(base.Method):
     scalar_metric: ClassVar[bool] = True
     state = ProxSgdState
     accumulate = staticmethod(_accumulate)
-    learning_rate: Any
-    momentum: Any
+    learning_rate: Schedulable
+    momentum: Schedulable
 
     def init(self, params: chex.ArrayTree) -> ProxSgdState:
         return ProxSgdState(base.zeros_like(params))
@@ -60,11 +62,11 @@ class ProxSgd(base.Method):
 
 
 def prox_sgd(
-    learning_rate: Any,
+    learning_rate: Schedulable,
     regularizer: Any,
     *,
-    momentum: Any = 0.1,
-    accumulator_dtype: Any = None,
+    momentum: Schedulable = 0.1,
+    accumulator_dtype: DTypeLike | None = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Proximal SGD with momentum.

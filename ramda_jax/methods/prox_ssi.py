@@ -6,8 +6,10 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import adam, base
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -37,16 +39,16 @@ class ProxSsi(adam.Adam):
 
 
 def prox_ssi(
-    learning_rate: Any,
+    learning_rate: Schedulable,
     regularizer: Any,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
+    b1: Schedulable = 0.9,
+    b2: Schedulable = 0.999,
+    eps: Schedulable = 1e-6,
+    weight_decay: Schedulable = 0.0,
     bias_corrected_metric: bool = True,
     solver: Solver | None = None,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ProxSSI: Adam's step, then weight decay, then the prox in Adam's metric.

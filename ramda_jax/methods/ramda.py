@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import chex
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -62,11 +64,11 @@ class Ramda(base.Method):
 
     state = RamdaState
     accumulate = staticmethod(_accumulate)
-    learning_rate: Any
-    momentum: Any
-    eps: Any
+    learning_rate: Schedulable
+    momentum: Schedulable
+    eps: Schedulable
     restart_steps: tuple[int, ...]
-    restart_eps_decay: Any
+    restart_eps_decay: Schedulable
 
     def init(self, params: chex.ArrayTree) -> RamdaState:
         return RamdaState(
@@ -99,15 +101,15 @@ class Ramda(base.Method):
 
 
 def ramda(
-    learning_rate: Any,
+    learning_rate: Schedulable,
     regularizer: Any,
     *,
-    momentum: Any = 0.01,
-    eps: Any = 1e-6,
+    momentum: Schedulable = 0.01,
+    eps: Schedulable = 1e-6,
     solver: Solver | None = None,
     restart_steps: tuple[int, ...] = (),
-    restart_eps_decay: Any = 0.1,
-    accumulator_dtype: Any = None,
+    restart_eps_decay: Schedulable = 0.1,
+    accumulator_dtype: DTypeLike | None = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RAMDA: dual averaging with an adaptive diagonal metric, momentum, and an exactly solved subproblem.

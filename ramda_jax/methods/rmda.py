@@ -6,8 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 import chex
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
@@ -55,8 +57,8 @@ class Rmda(base.Method):
     scalar_metric: ClassVar[bool] = True
     state = RmdaState
     accumulate = staticmethod(_accumulate)
-    learning_rate: Any
-    momentum: Any
+    learning_rate: Schedulable
+    momentum: Schedulable
     restart_steps: tuple[int, ...]
 
     def init(self, params: chex.ArrayTree) -> RmdaState:
@@ -80,12 +82,12 @@ class Rmda(base.Method):
 
 
 def rmda(
-    learning_rate: Any,
+    learning_rate: Schedulable,
     regularizer: Any,
     *,
-    momentum: Any = 0.1,
+    momentum: Schedulable = 0.1,
     restart_steps: tuple[int, ...] = (),
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
     placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMDA: RAMDA's predecessor, with the metric sqrt(t) I.

@@ -46,6 +46,10 @@ def regularizer(cls: Any) -> Any:
     return cls
 
 
+# What users type for a strength: a number, a 0-d array, an optax schedule, or a `ScoredStrength`.
+Strength = Any
+
+
 class ScoredStrength(abc.ABC):
     """A strength that is chosen from the scores of the step's subproblem: the strengths at which each group would die.
 
@@ -63,7 +67,7 @@ class ScoredStrength(abc.ABC):
         """
 
 
-def check_strength(name: str, value: Any) -> None:
+def check_strength(name: str, value: Strength) -> None:
     """0 <= value < inf, a schedule, or a strength that is chosen from scores."""
     if not isinstance(value, ScoredStrength):
         _validation.check_nonnegative(name, value)

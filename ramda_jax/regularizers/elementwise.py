@@ -1,7 +1,7 @@
 """Regularizers that are sums over entries: psi(x) = sum_i phi(x_i). Closed form in any diagonal metric."""
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class L1(Elementwise):
     """
 
     scored: ClassVar[str | None] = "strength"
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("L1.strength", self.strength)
@@ -82,8 +82,8 @@ class ElasticNet(Elementwise):
     """
 
     scored: ClassVar[str | None] = "l1"
-    l1: Any
-    l2: Any
+    l1: base.Strength
+    l2: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("ElasticNet.l1", self.l1)
@@ -110,7 +110,7 @@ class L0(Elementwise):
 
     convex: ClassVar[bool] = False
     scored: ClassVar[str | None] = "strength"
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("L0.strength", self.strength)
@@ -139,7 +139,7 @@ class _Power(Elementwise):
     convex: ClassVar[bool] = False
     scored: ClassVar[str | None] = "strength"
     k: ClassVar[int]
-    strength: Any
+    strength: base.Strength
 
     def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         p, tau_star = 1 - 1 / self.k, self._tau_star
@@ -183,7 +183,7 @@ class LHalf(_Power):
     """
 
     k: ClassVar[int] = 2
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("LHalf.strength", self.strength)
@@ -200,7 +200,7 @@ class LTwoThirds(_Power):
     """
 
     k: ClassVar[int] = 3
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("LTwoThirds.strength", self.strength)
@@ -218,7 +218,7 @@ class Binarize(Elementwise):
 
     convex: ClassVar[bool] = False
     structure: ClassVar[str] = "signs"
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("Binarize.strength", self.strength)

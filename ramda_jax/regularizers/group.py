@@ -149,7 +149,7 @@ class GroupLasso(GroupNorm):
     """
 
     scored: ClassVar[str | None] = "strength"
-    strength: Any
+    strength: base.Strength
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
 
@@ -183,8 +183,8 @@ class SparseGroupLasso(GroupNorm):
     """
 
     scored: ClassVar[str | None] = "group"
-    l1: Any
-    group: Any
+    l1: base.Strength
+    group: base.Strength
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
 
@@ -227,8 +227,8 @@ class GroupMCP(GroupNorm):
     """
 
     convex: ClassVar[bool] = False
-    strength: Any
-    gamma: Any
+    strength: base.Strength
+    gamma: base.Strength
     group_axis: GroupAxis = base.static_field(default=-2)
     size_weighted: bool = base.static_field(default=True)
 

@@ -1,6 +1,6 @@
 """Regularizers of the spectrum: low rank."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import jax
@@ -70,7 +70,7 @@ class NuclearNorm(base.Regularizer):
 
     structure: ClassVar[str] = "rank"
     scored: ClassVar[str | None] = "strength"
-    strength: Any
+    strength: base.Strength
 
     def __post_init__(self) -> None:
         base.check_strength("NuclearNorm.strength", self.strength)

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -21,11 +22,11 @@ from ramda_jax.subproblem import Block
 class Together:
     """No placement: arrays are as they are."""
 
-    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         """The arrays of the state's layout, one per parameter, from whole ones."""
         return list(arrays)
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[Any]:
         """The warm starts of the state's layout from whole ones."""
         return list(warm)
 
@@ -33,11 +34,11 @@ class Together:
         """The step."""
         return backends.run(job, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
         """What of every parameter as the last step found it."""
         return backends.recall(job, inputs)
 
-    def join(self, arrays: Sequence[Any]) -> list[Any]:
+    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         """Arrays of the parameters' layout from those of the state's."""
         return list(arrays)
 
@@ -49,11 +50,11 @@ class OnMesh:
     mesh: Mesh
     cuts: tuple[Cut, ...]
 
-    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.lay(x, self.mesh, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[chex.Array]:
         layouts = placement.warm_layouts(blocks, self.cuts, warm)
         pairs = zip(warm, layouts, strict=True)
         return [None if x is None else placement.lay(x, self.mesh, lay) for x, lay in pairs]
@@ -61,10 +62,10 @@ class OnMesh:
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return _run_on_mesh(job, self, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
         return backends.recall(job, inputs)
 
-    def join(self, arrays: Sequence[Any]) -> list[Any]:
+    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.lay(x, self.mesh, cut.params) for x, cut in pairs]
 
@@ -100,11 +101,11 @@ class Inside:
     names: Names
     cuts: tuple[Cut, ...]
 
-    def cut(self, arrays: Sequence[Any]) -> list[Any]:
+    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.part(x, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[Any]) -> list[Any]:
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[chex.Array]:
         layouts = placement.warm_layouts(blocks, self.cuts, warm)
         pairs = zip(warm, layouts, strict=True)
         return [None if x is None else placement.part(x, lay) for x, lay in pairs]
@@ -112,10 +113,10 @@ class Inside:
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return parts.run(job, self.cuts, self.names, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[Any]:
+    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
         return parts.recall(job, self.cuts, inputs)
 
-    def join(self, arrays: Sequence[Any]) -> list[Any]:
+    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.gather(x, cut.state, to="invarying") for x, cut in pairs]
 
@@ -124,7 +125,10 @@ Layout = Together | OnMesh | Inside
 
 
 def layout_of(
-    where: Placement | None, paths: Sequence[str], leaves: Sequence[Any], blocks: Sequence[Block]
+    where: Placement | None,
+    paths: Sequence[str],
+    leaves: Sequence[chex.Array],
+    blocks: Sequence[Block],
 ) -> Layout:
     """The layout of a step over these parameters, which are whole."""
     if where is None or not leaves:
