@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ramda_jax import _numerics
 from ramda_jax.solvers import secular
-from ramda_jax.solvers.secular import GroupProblem, Member, Roots
+from ramda_jax.solvers.secular import Arrays, GroupProblem, Member, Roots
 from ramda_jax.step import Inputs, Job, Outputs, step
 from ramda_jax.subproblem import Along
 
@@ -41,7 +41,7 @@ def tiled(sizes: tuple[int, ...]) -> Callable[[Job, Inputs], Outputs]:
         max_iterations: int,
     ) -> list[Roots]:
         def solve(problem: GroupProblem, guess: Any) -> Roots:
-            alone = algorithm([problem], [guess], tolerance, max_iterations, pack=secular.Apart)
+            alone = algorithm([problem], [guess], tolerance, max_iterations, pack=Products)
             return alone[0]
 
         return [_in_tiles(solve, p, guess, sizes) for p, guess in zip(problems, warm, strict=True)]
@@ -50,6 +50,35 @@ def tiled(sizes: tuple[int, ...]) -> Callable[[Job, Inputs], Outputs]:
         return step(job, inputs, arrange)
 
     return backend
+
+
+class Products(secular.Apart):
+    """Sums as products with a vector of ones.
+
+    XLA's CPU backend adds up one entry after the other, each addition waiting for the last; its matrix products do not.
+    """
+
+    def own_sums(self, problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Arrays:
+        total: Arrays = []
+        for k, member in enumerate(problem.members):
+            xs = secular.terms_of(problem, k, terms, r, tied=tied)
+            # All terms in one pass, which writes them into the cache.
+            own = [_sum(member.along, x) for x in jax.lax.optimization_barrier(xs)]
+            total = [x + y for x, y in zip(total, own, strict=True)] if total else own
+        return total
+
+
+def _sum(along: Along, x: chex.Array) -> chex.Array:
+    """`along.sum(x)`, most of it as a product: over the axes behind the groups, or else over those before them."""
+    first, last = min(along.axes, default=x.ndim), max(along.axes, default=-1)
+    behind, before = math.prod(x.shape[last + 1 :]), math.prod(x.shape[:first])
+    if behind > 1:
+        y = x.reshape(-1, behind) @ jnp.ones((behind,), x.dtype)
+        x = y.reshape(*x.shape[: last + 1], *[1] * (x.ndim - last - 1))
+    elif before > 1:
+        y = jnp.ones((before,), x.dtype) @ x.reshape(before, -1)
+        x = y.reshape(*[1] * first, *x.shape[first:])
+    return along.sum(x)
 
 
 def _in_tiles(

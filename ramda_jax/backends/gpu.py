@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramda_jax.solvers import secular
+from ramda_jax.solvers import capped, secular
 from ramda_jax.solvers.secular import Apart, Arrays, GroupProblem, Roots
 from ramda_jax.step import Inputs, Job, Outputs, step
 from ramda_jax.subproblem import Along
@@ -25,7 +25,8 @@ def run(job: Job, inputs: Inputs) -> Outputs:
 
 
 def _joined(algorithm: Callable, *arguments: Any) -> list[Roots]:
-    return algorithm(*arguments, pack=Joined)
+    # Caps are rare, and what follows the loop there looks at each problem by itself.
+    return algorithm(*arguments, pack=Apart if algorithm is capped.solve else Joined)
 
 
 class Joined(Apart):

@@ -34,8 +34,8 @@ def solve(
 
     It never starts from `warm`: the smallest root is wanted, and only from below is it found first.
     """
-    del warm, pack  # few use it: no need to join what is small
-    groups = Apart(problems)
+    del warm
+    groups = pack(problems)
     free = groups.sums(secular.free_terms, [None] * len(problems))
     begins = [secular.start(p.level, *row) for p, *row in zip(problems, *free, strict=True)]
     limit = (

@@ -116,11 +116,16 @@ class Apart:
           rs: of every problem, a number per group, or None.
           tied: whether what is read waits for `rs`, or else for itself, so that b and D are made anew (`after`).
         """
-        own = [sums_of(p, terms, r, tied=tied) for p, r in zip(self.problems, rs, strict=True)]
+        pairs = zip(self.problems, rs, strict=True)
+        own = [self.own_sums(p, terms, r, tied=tied) for p, r in pairs]
         flat = over_devices([x for part in own for x in part], self.problems[0].names)
         remaining = iter(flat)
         columns = zip(*([next(remaining) for _ in part] for part in own), strict=True)
         return [self.join(column) for column in columns]
+
+    def own_sums(self, problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Arrays:
+        """Those of one problem, of this device's arrays."""
+        return sums_of(problem, terms, r, tied=tied)
 
     def join(self, xs: Sequence[chex.Array]) -> Arrays:
         """What is computed with, from an array per problem, in the shape of its groups."""
