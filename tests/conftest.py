@@ -1,11 +1,10 @@
-"""What every test module needs before JAX starts: eight fake CPU devices, quick compilation, hypothesis profiles."""
+"""What every test module needs before JAX starts: eight fake CPU devices, hypothesis profiles."""
 
 import os
 
-# Most of the time of these tests is compilation, and of that most is LLVM's: a quarter less without its optimizations.
-for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
-    if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis  # noqa: E402  (the flags above must be set before anything imports jax)
