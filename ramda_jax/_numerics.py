@@ -16,6 +16,11 @@ def scalar_dtype() -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(jnp.float64)
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """`dtype`, or float32 where it is narrower: sums stall and no decomposition exists below."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
 def as_scalar(value: Any) -> chex.Array:
     """`value` as a 0-d float array of `scalar_dtype`."""
     return jnp.asarray(value, dtype=scalar_dtype())

@@ -175,6 +175,6 @@ def describe(params: chex.ArrayTree, regularizer: Any) -> str:
 def _text(block: Block) -> str:
     if block.is_single:
         return block.psi.describe()
-    fields = [f.name for f in dataclasses.fields(block.psi) if f.name != "group_axis"]  # type: ignore[arg-type]
+    fields = [f.name for f in dataclasses.fields(block.psi) if f.name != "group_axis"]  # type: ignore[arg-type]  # a dataclass
     values = ", ".join(f"{name}={getattr(block.psi, name)!r}" for name in fields)
     return f"{block.name}: {type(block.psi).__name__}({values})"

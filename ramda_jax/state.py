@@ -79,7 +79,8 @@ class SolverState(NamedTuple):
         """The regularizers with the strengths of the last step."""
         templates = [block.psi for block in self.plan.blocks]
         number = len(jax.tree.leaves(templates))
-        return strengths.put(templates, [self.strengths[i] for i in range(number)])  # type: ignore[index]
+        kept = [] if self.strengths is None else [self.strengths[i] for i in range(number)]
+        return strengths.put(templates, kept)
 
 
 class ProximalState(NamedTuple):
@@ -189,9 +190,7 @@ def accumulator(x: Any, dtype: Any) -> Any:
 
 def accumulator_dtype(x: Any, dtype: Any) -> Any:
     """The dtype of the accumulators of a parameter: at least float32, unless the user says otherwise."""
-    if dtype is not None:
-        return jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32) if x.dtype.itemsize < 4 else x.dtype
+    return _numerics.at_least_float32(x.dtype) if dtype is None else jnp.dtype(dtype)
 
 
 def first_solver_state(

@@ -200,8 +200,9 @@ def minimisers(
     return [points[i] for i in range(len(leaves))]
 
 
-def recall(job: Job, inputs: Inputs, leaves: Sequence[Accumulated]) -> list[chex.Array]:
+def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
     """What of every parameter as the last step found it: from the warm starts it left behind, nothing is solved again."""
+    leaves = accumulate(job, inputs)
     problems = subproblems(job, inputs, leaves)
     triples = zip(job.solvers, problems, inputs.warm, strict=True)
     return minimisers(job, leaves, [s.recall(problem, warm) for s, problem, warm in triples])

@@ -1,7 +1,7 @@
 """Strengths: how strong every regularizer is at a step. Resolved once per step, before the solves."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -51,7 +51,7 @@ def resolve(
     job: Job,
     inputs: Inputs,
     count: chex.Array,
-    previous: Sequence[Regularizer],
+    previous: Callable[[], Sequence[Regularizer]],
 ) -> Inputs:
     """The inputs of a step with the strengths that ask for scores, chosen.
 
@@ -59,20 +59,20 @@ def resolve(
       strengths: of every block, as the user gave them.
       job, inputs: of the step; the other strengths are in `inputs.psis` already.
       count: the 0-based step.
-      previous: the regularizers with the strengths of the step before.
+      previous: gives the regularizers with the strengths of the step before; called if a strength asks.
     """
     asking = [i for i, own in enumerate(strengths) if any(map(is_scored, own))]
     if not asking:
         return inputs
     problems = subproblems(job, inputs, accumulate(job, inputs))
-    psis = list(inputs.psis)
+    psis, old = list(inputs.psis), previous()
     for i in asking:
         whole = problems[i].whole()
         scores = whole.psi.scores(whole.smooth.at_zero(), whole.smooth.d, whole.weight)
         values = [
             s.choose(scores, count, before).astype(now.dtype) if is_scored(s) else now
             for s, now, before in zip(
-                strengths[i], *map(jax.tree.leaves, (psis[i], previous[i])), strict=True
+                strengths[i], *map(jax.tree.leaves, (psis[i], old[i])), strict=True
             )
         ]
         psis[i] = jax.tree.unflatten(jax.tree.structure(psis[i]), values)

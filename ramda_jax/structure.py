@@ -88,7 +88,7 @@ def low_rank_level(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
 def _penalty(params: chex.ArrayTree, regularizer: Any, count: chex.Numeric) -> chex.Array:
     total = _numerics.as_scalar(0.0)
     for _, x, psi in _regularized(params, regularizer):
-        wide = x.astype(jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
+        wide = x.astype(_numerics.at_least_float32(x.dtype))
         total += _numerics.as_scalar(psi.resolve(count, wide.dtype).value(wide))
     return total
 

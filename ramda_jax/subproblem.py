@@ -151,7 +151,9 @@ class Member:
 
     def put(self, whole: chex.Array, part: chex.Array) -> chex.Array:
         """An array like the parameter with the member's view of it replaced."""
-        return part if self.is_plain else self.view.put(whole, part)  # type: ignore[union-attr]
+        if self.view is None or self.view.is_plain:
+            return part
+        return self.view.put(whole, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +190,9 @@ class Block:
     def axes(self, k: int) -> tuple[int, ...]:
         """Along which axes of the view of a member groups lie, in their order."""
         ndim = len(self.member_shape(k))
-        member, psi = self.members[k], self.psi
-        axis = psi.group_axis if member.view is None else member.view.axis  # type: ignore[attr-defined]
+        psi: Any = self.psi  # without views, of group norms only: those have axes
+        view = self.members[k].view
+        axis = psi.group_axis if view is None else view.axis
         axes = (axis,) if isinstance(axis, int) else axis
         return tuple(a % ndim for a in axes) if ndim else ()
 

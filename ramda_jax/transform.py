@@ -83,7 +83,7 @@ def proximal_transformation(
         if not jax.tree.leaves(params):
             return updates, state
         job, inputs = _inputs(method, plan, state, grads, params, scalars, given, before.count)
-        inputs = strengths.resolve(given, job, inputs, before.count, before.solver.psis())
+        inputs = strengths.resolve(given, job, inputs, before.count, before.solver.psis)
         outputs = layout.run(job, inputs)
         moves = jax.tree.unflatten(jax.tree.structure(updates), layout.join(outputs.updates))
         return moves, after_step(state, plan, inputs, outputs)

@@ -97,7 +97,7 @@ def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
-    return step.recall(job, inputs, step.accumulate(job, inputs))
+    return step.recall(job, inputs)
 
 
 @_recall.defjvp
@@ -105,5 +105,4 @@ def _recall_jvp(
     job: Job, primals: tuple[Inputs], tangents: tuple[Inputs]
 ) -> tuple[list[chex.Array], list[chex.Array]]:
     step.check_derivative(job)
-    again = lambda inputs: step.recall(job, inputs, step.accumulate(job, inputs))
-    return jax.jvp(again, primals, tangents)
+    return jax.jvp(functools.partial(step.recall, job), primals, tangents)

@@ -58,14 +58,10 @@ class Products(secular.Apart):
     XLA's CPU backend adds up one entry after the other, each addition waiting for the last; its matrix products do not.
     """
 
-    def own_sums(self, problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Arrays:
-        total: Arrays = []
-        for k, member in enumerate(problem.members):
-            xs = secular.terms_of(problem, k, terms, r, tied=tied)
-            # All terms in one pass, which writes them into the cache.
-            own = [_sum(member.along, x) for x in jax.lax.optimization_barrier(xs)]
-            total = [x + y for x, y in zip(total, own, strict=True)] if total else own
-        return total
+    @staticmethod
+    def add_up(along: Along, xs: Arrays) -> Arrays:
+        # All terms in one pass, which writes them into the cache.
+        return [_sum(along, x) for x in jax.lax.optimization_barrier(xs)]
 
 
 def _sum(along: Along, x: chex.Array) -> chex.Array:
@@ -92,7 +88,7 @@ def _in_tiles(
     if not sizes or (vector and any(len(m.along.axes) != 1 for m in problem.members)):
         return solve(problem, warm)
     axes = [_longest(m) for m in problem.members]
-    shapes = [_shape(m) for m in problem.members]
+    shapes = [m.shape for m in problem.members]
     if axes[0] is None:  # one group
         return solve(problem, warm)
     number = shapes[0][axes[0]]
@@ -109,7 +105,7 @@ def _in_tiles(
             arrays = jax.tree.map(lambda x, along=along: cut(x, along), member.arrays)
             shared = length if vector else None
             where = Along(member.along.axes, shared)
-            members.append(Member(member.pieces(arrays), _as_they_are, where))
+            members.append(Member(member.pieces(arrays), secular.as_they_are, where))
         part = problem._replace(members=tuple(members), resident=True)
         return _in_tiles(solve, part, None if warm is None else cut(warm, axis), sizes[1:])
 
@@ -128,18 +124,9 @@ def _in_tiles(
     return jax.lax.fori_loop(0, -(-number // length), body, empty)
 
 
-def _as_they_are(arrays: tuple[chex.Array, ...]) -> tuple[chex.Array, ...]:
-    """The `pieces` of a tile, whose arrays are b and D."""
-    return arrays
-
-
-def _shape(member: Member) -> tuple[int, ...]:
-    return max((x.shape for x in jax.tree.leaves(member.arrays)), key=len)
-
-
 def _longest(member: Member) -> int | None:
     """Along which axis a member is cut into tiles: the longest along which its groups lie."""
-    return max(member.along.axes, key=_shape(member).__getitem__, default=None)
+    return max(member.along.axes, key=member.shape.__getitem__, default=None)
 
 
 def _tile_length(number: int, size: int, tile_size: int) -> int:

@@ -32,8 +32,7 @@ def _joined(algorithm: Callable, *arguments: Any) -> list[Roots]:
 class Joined(Apart):
     """The groups of all problems in one vector.
 
-    Of an array only the axes behind its groups are summed by themselves, which is one
-    kernel. What is left, as of the
+    Of an array only the axes behind its groups are summed by themselves, which is one kernel. What is left, as of the
     window of a convolution, is summed for all arrays with as many of these entries per group together.
     """
 
@@ -85,16 +84,12 @@ class Joined(Apart):
         return [norms[self._order.index(i)] for i in range(len(sizes))]
 
 
-def _array_shape(problem: GroupProblem) -> tuple[int, ...]:
-    return max((x.shape for x in jax.tree.leaves(problem.members[0].arrays)), key=len)
-
-
 def _shape(problem: GroupProblem) -> tuple[int, ...]:
     """Of what there is one number of per group."""
     along = problem.members[0].along
     if along.number is not None:
         return (along.number,)
-    return tuple(n if a in along.axes else 1 for a, n in enumerate(_array_shape(problem)))
+    return tuple(n if a in along.axes else 1 for a, n in enumerate(problem.members[0].shape))
 
 
 def _before(along: Along, ndim: int) -> list[int]:
@@ -106,7 +101,7 @@ def _left(problem: GroupProblem) -> int:
     """How many entries per group `_partial_sums` leaves."""
     if len(problem.members) > 1:
         return 1
-    shape = _array_shape(problem)
+    shape = problem.members[0].shape
     return math.prod(shape[a] for a in _before(problem.members[0].along, len(shape)))
 
 

@@ -19,7 +19,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import trees
 from ramda_jax.subproblem import Pieces
 
 # (accumulators of one leaf, its gradient, 0-d arrays) -> the accumulators after the gradient. Elementwise, and a
@@ -97,8 +96,3 @@ def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
 def accumulators_of(state: Any) -> list[chex.ArrayTree]:
     """The accumulators of a method's state, in their order."""
     return [getattr(state, name) for name in state.accumulators]
-
-
-def paths_of(state: Any) -> list[str]:
-    """The paths of the parameters that a method's state belongs to."""
-    return trees.flatten(accumulators_of(state)[0])[0]

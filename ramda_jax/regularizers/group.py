@@ -53,7 +53,7 @@ class GroupNorm(base.Regularizer):
 
     def along(self, group_axis: GroupAxis) -> Any:
         """The same, of arrays whose groups lie along other axes."""
-        return dataclasses.replace(self, group_axis=group_axis)  # type: ignore[type-var]
+        return dataclasses.replace(self, group_axis=group_axis)  # type: ignore[type-var]  # every one is a dataclass
 
     def _kept(self, ndim: int) -> tuple[int, ...]:
         axes = (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis

@@ -85,7 +85,7 @@ class NuclearNorm(base.Regularizer):
     def matrix(x: chex.Array) -> chex.Array:
         """x as a matrix, leading axes flattened, in at least float32 (no decomposition exists below)."""
         x = _numerics.whole(x)
-        dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+        dtype = _numerics.at_least_float32(x.dtype)
         return x.reshape(base.size(x.shape[:-1]), x.shape[-1]).astype(dtype)
 
     def num_groups(self, shape: tuple[int, ...]) -> int:

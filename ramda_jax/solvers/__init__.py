@@ -3,6 +3,7 @@
 import chex
 import jax.numpy as jnp
 
+from ramda_jax import _numerics
 from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.regularizers.base import set_exact_prox
 from ramda_jax.solvers.base import Arrangement, Solver, WholeSolver, together
@@ -64,7 +65,7 @@ def weighted_prox(
     psi: Regularizer, x: chex.Array, metric: chex.Array, step: chex.Numeric
 ) -> chex.Array:
     """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z) by the exact solver for psi; see `Regularizer.weighted_prox`."""
-    wide = x.astype(jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
+    wide = x.astype(_numerics.at_least_float32(x.dtype))
     d = jnp.asarray(metric, wide.dtype) * jnp.ones_like(wide)
     weight = jnp.asarray(step, wide.dtype)
     block = single(0, "", tuple(x.shape), psi)

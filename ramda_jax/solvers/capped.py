@@ -11,7 +11,6 @@ need not increase, the a_i may be negative, and the bound on the last step does 
 more instead. Below the cap (D - kappa) r + level >= D r: no denominator vanishes.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +37,7 @@ def solve(
     groups = pack(problems)
     free = groups.sums(secular.free_terms, [None] * len(problems))
     begins = [secular.start(p.level, *row) for p, *row in zip(problems, *free, strict=True)]
-    limit = (
-        (1e-13 if begins[0].r.dtype == jnp.float64 else 1e-6) if tolerance is None else tolerance
-    )
+    limit = secular.limit_of(begins[0].r.dtype, tolerance)
     rs, errors = [], []
     for p, s in zip(problems, begins, strict=True):
         _, cap = _curve(p)
@@ -51,8 +48,7 @@ def solve(
 
     def unfinished(carry: Any) -> chex.Array:
         count, _, errors = carry
-        pending = [jnp.any(e > limit) for e in errors]
-        return (count < max_iterations) & functools.reduce(jnp.logical_or, pending)
+        return (count < max_iterations) & secular.any_above(errors, limit)
 
     def update(carry: Any) -> Any:
         count, rs, errors = carry
@@ -101,7 +97,7 @@ def _finish(
     problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, count: chex.Array
 ) -> Roots:
     _, cap = _curve(problem)
-    eps, tiny = float(jnp.finfo(r.dtype).eps), float(jnp.finfo(r.dtype).tiny)
+    eps, tiny = float(jnp.finfo(r.dtype).eps), secular.tiny_of(r.dtype)
     at_cap = ~begin.zero & (r >= cap)
     better = _flat_is_better(problem, begin.zero, at_cap, r)
     flat, zero = at_cap | better, begin.zero & ~better
@@ -122,7 +118,10 @@ def _flat_is_better(
         mu = level / jnp.where(r > 0, r, 1.0) - kappa
         mu = jnp.where(r >= cap, 0.0, mu)
         shrunk = jnp.where(r > 0, b / (d + mu), jnp.zeros_like(b))
-        return [d * jnp.square(shrunk - free), jnp.square(free / jnp.maximum(cap, _tiny(b)))]
+        return [
+            d * jnp.square(shrunk - free),
+            jnp.square(free / jnp.maximum(cap, secular.tiny_of(b.dtype))),
+        ]
 
     at: Arrays = [jnp.where(zero, 0.0, jnp.where(at_cap, cap, r))]
     (gap,), (length2,) = Apart([problem]).sums(compared, at)
@@ -131,7 +130,3 @@ def _flat_is_better(
     rho = length * (level - 0.5 * kappa * length)
     rho_flat = 0.5 * level * cap
     return (length2 >= 1) & (0.5 * gap + rho > rho_flat)
-
-
-def _tiny(x: chex.Array) -> float:
-    return float(jnp.finfo(x.dtype).tiny)

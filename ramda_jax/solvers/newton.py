@@ -106,7 +106,9 @@ def group_problem(problem: Subproblem) -> GroupProblem:
     pairs = zip(problem.parts, along, strict=True)
     members = [secular.Member(part, pieces, where) for part, where in pairs]
     if problem.resident:  # few enough to be kept
-        members = [secular.Member(m.pieces(m.arrays), _as_they_are, m.along) for m in members]
+        members = [
+            secular.Member(m.pieces(m.arrays), secular.as_they_are, m.along) for m in members
+        ]
     return GroupProblem(
         tuple(members),
         jnp.asarray(numbers.level),
@@ -137,8 +139,3 @@ def _pieces(
         return (b if threshold is None else _numerics.soft_threshold(b, threshold)), smooth.d
 
     return b_and_d
-
-
-def _as_they_are(arrays: tuple[chex.Array, ...]) -> tuple[chex.Array, ...]:
-    """The `pieces` of a member whose arrays are b and D themselves."""
-    return arrays

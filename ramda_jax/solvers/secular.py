@@ -60,6 +60,11 @@ class Member(NamedTuple):
     pieces: Callable[[Any], tuple[chex.Array, chex.Array]]
     along: Along
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of b."""
+        return max((x.shape for x in jax.tree.leaves(self.arrays)), key=len)
+
 
 class GroupProblem(NamedTuple):
     """The groups of one block, or of a tile of it.
@@ -83,6 +88,11 @@ class GroupProblem(NamedTuple):
         """(b, D) of a member, `tie` applied to every array before use, unless they are resident."""
         member = self.members[k]
         return member.pieces(member.arrays if self.resident else jax.tree.map(tie, member.arrays))
+
+
+def as_they_are(arrays: tuple[chex.Array, ...]) -> tuple[chex.Array, ...]:
+    """The `pieces` of a member whose arrays are b and D themselves."""
+    return arrays
 
 
 class Roots(NamedTuple):
@@ -117,15 +127,16 @@ class Apart:
           tied: whether what is read waits for `rs`, or else for itself, so that b and D are made anew (`after`).
         """
         pairs = zip(self.problems, rs, strict=True)
-        own = [self.own_sums(p, terms, r, tied=tied) for p, r in pairs]
+        own = [sums_of(p, terms, r, tied=tied, add_up=self.add_up) for p, r in pairs]
         flat = over_devices([x for part in own for x in part], self.problems[0].names)
         remaining = iter(flat)
         columns = zip(*([next(remaining) for _ in part] for part in own), strict=True)
         return [self.join(column) for column in columns]
 
-    def own_sums(self, problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Arrays:
-        """Those of one problem, of this device's arrays."""
-        return sums_of(problem, terms, r, tied=tied)
+    @staticmethod
+    def add_up(along: Along, xs: Arrays) -> Arrays:
+        """The sums over each group of several arrays whose groups lie alike, of this device."""
+        return [along.sum(x) for x in xs]
 
     def join(self, xs: Sequence[chex.Array]) -> Arrays:
         """What is computed with, from an array per problem, in the shape of its groups."""
@@ -154,11 +165,18 @@ def over_devices(sums: Arrays, names: Names) -> Arrays:
     return [y.reshape(x.shape).astype(x.dtype) for y, x in zip(pieces, sums, strict=True)]
 
 
-def sums_of(problem: GroupProblem, terms: Callable, r: Any, *, tied: bool) -> Arrays:
+def sums_of(
+    problem: GroupProblem,
+    terms: Callable,
+    r: Any,
+    *,
+    tied: bool,
+    add_up: Callable[[Along, Arrays], Arrays] = Apart.add_up,
+) -> Arrays:
     """The sums of a problem over its groups, of this device's arrays; see `Apart.sums`."""
     total: Arrays = []
     for k, member in enumerate(problem.members):
-        own = [member.along.sum(x) for x in terms_of(problem, k, terms, r, tied=tied)]
+        own = add_up(member.along, terms_of(problem, k, terms, r, tied=tied))
         total = [x + y for x, y in zip(total, own, strict=True)] if total else own
     return total
 
@@ -184,7 +202,8 @@ def _largest(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max) ** 0.4
 
 
-def _tiny(dtype: Any) -> float:
+def tiny_of(dtype: Any) -> float:
+    """The least normal number."""
     return float(jnp.finfo(dtype).tiny)
 
 
@@ -204,12 +223,12 @@ def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = Non
 
 
 def _unit(level: chex.Array) -> chex.Array:
-    return jnp.where(level > 0, jnp.maximum(level, _tiny(level.dtype)), 1.0)
+    return jnp.where(level > 0, jnp.maximum(level, tiny_of(level.dtype)), 1.0)
 
 
 def terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) -> Arrays:
     """[y^2, y^2 D r / (D r + level)] with y = b / (D r + level)."""
-    tiny = _tiny(b.dtype)
+    tiny = tiny_of(b.dtype)
     level = jnp.maximum(problem.level, tiny)
     if problem.kappa is not None:
         d = d - problem.kappa
@@ -255,7 +274,7 @@ def start(
     # False for a NaN: it must not vanish into a zero group.
     zero = jnp.where(free, yy == 0, norm <= 1)
     r = level * ((norm - 1) * (yy / jnp.where(zero, 1.0, curvature)))
-    r = jnp.maximum(r, _tiny(yy.dtype))  # the curvature may be infinite; a NaN stays one
+    r = jnp.maximum(r, tiny_of(yy.dtype))  # the curvature may be infinite; a NaN stays one
     done = zero | (free & (yy > 0))
     # Where entries were cut off, the level is lost in the rounding of b, and nothing is certified.
     known = jnp.where(norm < _largest(yy.dtype), norm, jnp.where(jnp.isnan(norm), norm, jnp.inf))
@@ -288,7 +307,7 @@ def solve(
     begins = [start(level, *row) for level, *row in zip(levels, *looked[:2], strict=True)]
     rs = [s.r for s in begins]
     errors = [jnp.where(s.done, jnp.zeros_like(s.r), jnp.full_like(s.r, jnp.inf)) for s in begins]
-    limit = _limit(rs[0].dtype) if tolerance is None else tolerance
+    limit = limit_of(rs[0].dtype, tolerance)
 
     def moved(rs: Arrays, errors: Arrays, pairs: Sequence[Arrays]) -> tuple[Arrays, Arrays]:
         rows = zip(begins, rs, errors, *pairs, strict=True)
@@ -308,9 +327,9 @@ def solve(
     def update(carry: Any) -> Any:
         count, rs, errors, _ = carry
         rs, errors = moved(rs, errors, groups.sums(terms, groups.split(rs)))
-        return count + 1, rs, errors, _any_above(errors, limit)
+        return count + 1, rs, errors, any_above(errors, limit)
 
-    first = (_count(warmed), rs, errors, _any_above(errors, limit))
+    first = (_count(warmed), rs, errors, any_above(errors, limit))
     count, rs, errors, _ = jax.lax.while_loop(unfinished, update, first)
     return _finish(groups, begins, levels, rs, errors, count)
 
@@ -327,11 +346,14 @@ def _count(n: int) -> chex.Array:
     return jnp.asarray(n, jnp.int32)
 
 
-def _limit(dtype: Any) -> float:
+def limit_of(dtype: Any, tolerance: float | None) -> float:
+    """On |1 - phi|: the user's, or what the dtype allows."""
+    if tolerance is not None:
+        return tolerance
     return 1e-13 if dtype == jnp.float64 else 1e-6
 
 
-def _any_above(errors: Arrays, limit: float) -> chex.Array:
+def any_above(errors: Arrays, limit: float) -> chex.Array:
     """Whether any group is not finished; 0-d. A NaN is."""
     return functools.reduce(jnp.logical_or, [jnp.any(e > limit) for e in errors])
 
@@ -348,7 +370,7 @@ def _newton(
 
     `error`: such a bound at r; infinity: not known yet.
     """
-    tiny = _tiny(r.dtype)
+    tiny = tiny_of(r.dtype)
     phi = jnp.sqrt(phi2)
     slope = jnp.maximum(slope_sum / jnp.where(phi2 == 0, 1.0, phi2), tiny)
     here = jnp.abs(phi - 1)
