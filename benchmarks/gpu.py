@@ -21,7 +21,7 @@ BASELINE = "optax.adamw"
 
 def methods(model: str, strength: float) -> dict[str, optax.GradientTransformation]:
     """All contenders, the baseline first."""
-    psi = shapes.REGULARIZERS[model](strength)
+    psi = shapes.regularizer(model, strength)
     return {
         BASELINE: optax.adamw(1e-3),
         "ramda, no regularizer": rj.ramda(1e-2, None),

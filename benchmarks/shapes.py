@@ -25,10 +25,33 @@ MODELS: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
     "fashion_mlp": lambda rngs: MLP(FASHION_MLP, rngs=rngs),
 }
 
-# The structure of each model in the paper.
-REGULARIZERS: dict[str, Callable[[float], Any]] = {
-    name: rj.NuclearNorm if name in ("vit", "fashion_mlp") else rj.GroupLasso for name in MODELS
+# Those whose structure in the paper is low rank; that of the others is groups.
+LOW_RANK = ("vit", "fashion_mlp")
+
+# Inputs of one example each. A transformer's kernels are matrices, (in, out): they need no network.
+_FLOAT = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+INPUTS: dict[str, tuple[Any, ...]] = {
+    "vgg19": (_FLOAT(1, 32, 32, 3),),
+    "resnet50": (_FLOAT(1, 224, 224, 3),),
+    "vit": (_FLOAT(1, 32, 32, 3), jax.ShapeDtypeStruct((1, 64), jnp.bool_)),
+    "fashion_mlp": (_FLOAT(1, 784),),
 }
+
+
+def assignment(psi: Any, model: nnx.Module, *inputs: Any) -> Any:
+    """A regularizer of the model's matrices, or of groups per input."""
+    model.eval()
+    net = rj.network(model, *inputs)
+    return net.matrices(psi) if isinstance(psi, rj.NuclearNorm) else net.inputs(psi)
+
+
+def regularizer(name: str, strength: float) -> Any:
+    """The structure of a model in the paper."""
+    psi = rj.NuclearNorm(strength) if name in LOW_RANK else rj.GroupLasso(strength)
+    if name not in INPUTS:
+        return psi
+    model = nnx.eval_shape(lambda: MODELS[name](nnx.Rngs(0)))
+    return assignment(psi, model, *INPUTS[name])
 
 
 def abstract_params(name: str) -> Any:

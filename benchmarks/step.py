@@ -11,6 +11,7 @@ units of the parameters. `residual` bounds ||s||, s in dQ(What), relative to ||D
 """
 
 import argparse
+import functools
 from typing import Any
 
 import jax
@@ -45,8 +46,8 @@ FLOORS = {
 
 def methods(model: str, strengths: list[float]) -> dict[str, optax.GradientTransformation]:
     """Name -> transformation; a name begins with the key of its floor."""
-    psi = shapes.REGULARIZERS[model]
-    pg = PAPER_PG_NUCLEAR if psi is rj.NuclearNorm else PAPER_PG
+    psi = functools.partial(shapes.regularizer, model)
+    pg = PAPER_PG_NUCLEAR if model in shapes.LOW_RANK else PAPER_PG
     middle = strengths[len(strengths) // 2]
     chosen: dict[str, optax.GradientTransformation] = {
         BASELINE: optax.adamw(1e-3),

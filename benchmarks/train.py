@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -73,8 +74,15 @@ TASKS = {
 }
 
 
+def _inputs(task: Task) -> tuple[Any, ...]:
+    images = jax.ShapeDtypeStruct((1, *task.image), jnp.float32)
+    patches = jax.ShapeDtypeStruct((1, (task.image[0] // 4) ** 2), jnp.bool_)
+    return (images, patches) if task.loss is fill_in else (images,)
+
+
 def methods(task: Task) -> dict[str, optax.GradientTransformation]:
-    psi = task.regularizer(task.strength)
+    model = nnx.eval_shape(lambda: task.make(nnx.Rngs(0)))
+    psi = shapes.assignment(task.regularizer(task.strength), model, *_inputs(task))
     return {
         BASELINE: optax.adamw(1e-3),
         "rmda": rj.rmda(1e-1, psi),

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -94,6 +96,9 @@ class Recipe:
         loss: per-example loss.
         metrics: further per-example figures by name, reported as means; the first is the headline.
         regularizer: strength -> regularizer or assignment of `ramda_jax`.
+        grouping: which arrays it is for, and along which axes: "kernels", as it says itself, or what
+            the network's computation says (`rj.network`): its "inputs", or "matrices".
+        example: shapes of inputs for the model, of one example; for a `grouping` by the network.
         sparsity: name and function (params, regularizer) -> scalar of the structure metric.
         methods: hyperparameters of each method, by name.
         settings: those of the paper.
@@ -134,6 +139,8 @@ class Recipe:
     prepare: Callable[[Any], Any] | None = None
     augment: Callable[[jax.Array, Any], Any] | None = None
     picture: Callable[[Any], np.ndarray] | None = None
+    grouping: Literal["kernels", "inputs", "matrices"] = "kernels"
+    example: Any = None
 
     @property
     def headline(self) -> str:
@@ -156,8 +163,19 @@ class Run:
     settings: Settings
     method: Method
 
+    @cached_property
+    def network(self) -> rj.Network:
+        """The model as its computation shows it, in evaluation."""
+        recipe, dtype = self.recipe, jnp.dtype(self.settings.compute_dtype)
+        model = nnx.eval_shape(lambda: recipe.model(nnx.Rngs(0), dtype))
+        model.eval()
+        return rj.network(lambda m, inputs: recipe.forward(m, inputs, ())[0], model, recipe.example)
+
     def regularizer(self) -> Any:
-        return self.recipe.regularizer(self.method.strength)
+        psi = self.recipe.regularizer(self.method.strength)
+        if self.recipe.grouping == "inputs":
+            return self.network.inputs(psi)
+        return self.network.matrices(psi) if self.recipe.grouping == "matrices" else psi
 
     def transformation(
         self, steps_per_epoch: int, placement: rj.Placement | None = None

@@ -12,6 +12,7 @@ from ramda_jax.methods.prox_sgd import prox_sgd
 from ramda_jax.methods.prox_ssi import prox_ssi
 from ramda_jax.methods.ramda import ramda
 from ramda_jax.methods.rmda import rmda
+from ramda_jax.network import Network, network
 from ramda_jax.regularizers import (
     L0,
     L1,
@@ -59,6 +60,7 @@ __all__ = [
     "GroupMCP",
     "LHalf",
     "LTwoThirds",
+    "Network",
     "Newton",
     "NuclearNorm",
     "Placement",
@@ -76,6 +78,7 @@ __all__ = [
     "kernels",
     "low_rank_level",
     "multistep",
+    "network",
     "objective",
     "prox_adamw",
     "prox_sgd",

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ class Assignment(abc.ABC):
     @abc.abstractmethod
     def blocks(self, params: Sequence[Parameter]) -> list[Block]:
         """The blocks that these parameters make; what is in none of them is left alone."""
+
+    def check_used(self, blocks: Sequence[Block]) -> None:  # noqa: B027 (most have nothing to say)
+        """Raise ValueError naming a part of the rule that applies to nothing, given the blocks of all parameters."""
 
     def assign(self, params: chex.ArrayTree) -> Any:
         """The pytree of regularizers and Nones with the structure of params: of every array the one of its block."""
@@ -360,11 +364,14 @@ class Resolved(NamedTuple):
     Attributes:
       paths, shapes: of the parameters.
       blocks: their regularizers have the strengths as the user gave them.
+      guesses: of every array whose axes were guessed and may be others: path, shape, what it was taken for, and why it
+        may be something else; a sentence each.
     """
 
     paths: list[str]
     shapes: list[tuple[int, ...]]
     blocks: list[Block]
+    guesses: tuple[str, ...] = ()
 
 
 def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
@@ -387,15 +394,24 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
         regularizer = kernels(regularizer)
     if isinstance(regularizer, Assignment):
         blocks = regularizer.blocks(parameters)
-        if isinstance(regularizer, Coupled) and leaves and not _hides(params):
+        if leaves and not _hides(params):
             regularizer.check_used(blocks)
     else:
         chosen = _from_tree(regularizer, paths, params) if leaves else []
         pairs = zip(parameters, chosen, strict=True)
         blocks = [single(*p, psi) for p, psi in pairs if psi is not None]
+    guesses = []
     for block in blocks:
         if block.is_single:
             block.psi.check(block.name, block.shape)
+        if block.members[0].view is None:
+            psi = block.psi.settle(block.shape)
+            doubt = _doubt(psi, block.shape)
+            if psi is not block.psi and doubt:
+                reading = psi.reading(block.shape)
+                guesses.append(
+                    f"{block.name!r} of shape {block.shape} is taken for {reading}; {doubt}"
+                )
     _check_disjoint(blocks)
     if leaves and not blocks:
         raise ValueError(
@@ -403,7 +419,50 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
             "regularizer=None to leave all unregularized."
         )
     order = lambda block: min(m.leaf for m in block.members)
-    return Resolved(paths, shapes, sorted(blocks, key=order))
+    return Resolved(paths, shapes, sorted(blocks, key=order), tuple(guesses))
+
+
+def warn_of_guesses(regularizer: Any, params: chex.ArrayTree) -> None:
+    """Say which axes were guessed that may be others, and how to say them."""
+    guesses = resolve(regularizer, params).guesses
+    if guesses:
+        shown = ". ".join(guesses[:_SHOWN])
+        more = f". And {len(guesses) - _SHOWN} more" if len(guesses) > _SHOWN else ""
+        warnings.warn(
+            f"axes were guessed: {shown}{more}. rj.network(apply_fn, params, *inputs).inputs(regularizer) (or .matrices) "
+            "reads them off the computation; group_axis=-2 (or row_axes) says that the guess is right, and by_path gives "
+            "each parameter its own.",
+            stacklevel=4,
+        )
+
+
+# Guesses that a warning names.
+_SHOWN = 3
+# Along the window of a convolution, at most.
+_WINDOW = 11
+# Fewer groups than this, of more entries than that each, are rather something else.
+_FEW_GROUPS, _LARGE_GROUP = 5, 64
+
+
+def _doubt(psi: Regularizer, shape: tuple[int, ...]) -> str | None:
+    """Why axes that were guessed may be others; None: they are surely right."""
+    if len(shape) >= 3 and not _is_convolution(shape):
+        return "an array of these axes may be attention, stacked layers or experts"
+    if isinstance(psi, GroupNorm):
+        number = psi.num_groups(shape)
+        if number == 1 and math.prod(shape) > 1:
+            return "a group of everything is rarely meant: it may be a depthwise convolution"
+        if number < _FEW_GROUPS and psi.group_size(shape) >= _LARGE_GROUP:
+            return "so few and large groups are rarely meant"
+    return None
+
+
+def _is_convolution(shape: tuple[int, ...]) -> bool:
+    """Whether an array of three axes or more is a convolution's kernel (window, in, out), by its shape alone."""
+    *window, _, _ = shape
+    if any(n > _WINDOW for n in window):
+        return len(window) == 2 and window[0] == window[1] <= 2 * _WINDOW
+    return all(n % 2 for n in window) or (len(window) >= 2 and len(set(window)) == 1)
 
 
 def _check_disjoint(blocks: Sequence[Block]) -> None:

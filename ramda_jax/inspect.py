@@ -150,7 +150,7 @@ def describe(params: chex.ArrayTree, regularizer: Any) -> str:
       kernel  (3, 2)  L1(strength=0.1)       6           6
       total   2                              6           8
     """
-    paths, shapes, blocks = assignment.resolve(regularizer, params)
+    paths, shapes, blocks, guesses = assignment.resolve(regularizer, params)
     texts, groups = ["-"] * len(paths), ["-"] * len(paths)
     total = 0
     for block in blocks:
@@ -169,12 +169,12 @@ def describe(params: chex.ArrayTree, regularizer: Any) -> str:
         left = [text.ljust(w) for text, w in zip(row[:3], widths[:3], strict=True)]
         right = [text.rjust(w) for text, w in zip(row[3:], widths[3:], strict=True)]
         lines.append("  ".join(left + right).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"guessed: {guess}." for guess in guesses)])
 
 
 def _text(block: Block) -> str:
     if block.is_single:
-        return block.psi.describe()
+        return block.psi.settle(block.shape).describe()
     fields = [f.name for f in dataclasses.fields(block.psi) if f.name != "group_axis"]  # type: ignore[arg-type]  # a dataclass
     values = ", ".join(f"{name}={getattr(block.psi, name)!r}" for name in fields)
     return f"{block.name}: {type(block.psi).__name__}({values})"

@@ -192,7 +192,7 @@ class Block:
         ndim = len(self.member_shape(k))
         psi: Any = self.psi  # without views, of group norms only: those have axes
         view = self.members[k].view
-        axis = psi.group_axis if view is None else view.axis
+        axis = psi.given_axes if view is None else view.axis
         axes = (axis,) if isinstance(axis, int) else axis
         return tuple(a % ndim for a in axes) if ndim else ()
 

@@ -60,6 +60,7 @@ def proximal_transformation(
 
     def init(params: chex.ArrayTree) -> ProximalState:
         params = trees.arrays(params, "params")
+        assignment.warn_of_guesses(regularizer, params)
         plan, given, layout = plan_of(params)
         state = method.init(jax.tree.map(lambda x: accumulator(x, accumulator_dtype), params))
         cut = {name: _cut(layout, getattr(state, name)) for name in state.accumulators}

@@ -8,6 +8,8 @@ if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis  # noqa: E402  (the flags above must be set before anything imports jax)
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # A first call compiles, so time limits per example say nothing. Examples are derived from the test,
 # so a failure in CI is a failure here; HYPOTHESIS_PROFILE=search looks for new ones, for longer.
@@ -26,3 +28,10 @@ hypothesis.settings.register_profile(
     max_examples=1000,
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default_ramda"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _executables_go_with_their_module():
+    """Every compiled program holds memory maps, of which Linux allows a process 65,530: one more and LLVM crashes."""
+    yield
+    jax.clear_caches()

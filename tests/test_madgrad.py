@@ -87,6 +87,7 @@ def test_ramda_without_regularizer_is_madgrad(learning_rate: float, momentum: fl
         assert np.max(np.abs(actual[-1] - actual[0])) > 0.01, f"{name} has not moved"
 
 
+@pytest.mark.filterwarnings("ignore:momentum=0.9")
 def test_the_two_differences_from_optax_are_visible_at_this_precision() -> None:
     """Had either convention been swapped, the equality above would have failed."""
     params = network_params()

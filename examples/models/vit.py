@@ -20,10 +20,6 @@ _EPSILON = 1e-12  # of the layer norms
 class Block(nnx.Module):
     """Pre-norm self-attention and two dense layers, each added to its input.
 
-    The projections are plain dense layers, not `nnx.MultiHeadAttention`, whose kernels have an axis
-    for the heads: axis -2 would then not be the inputs, and the kernel not the matrix whose rank or
-    groups are regularized.
-
     Args:
         features: size of the token vectors.
         heads: number of attention heads.
@@ -38,21 +34,16 @@ class Block(nnx.Module):
         def dense(inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=_INIT, rngs=rngs)
 
-        self.heads = heads
         self.attention_norm = nnx.LayerNorm(features, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
-        self.query, self.key = dense(features, features), dense(features, features)
-        self.value, self.output = dense(features, features), dense(features, features)
+        self.attention = nnx.MultiHeadAttention(
+            heads, features, dtype=dtype, kernel_init=_INIT, decode=False, rngs=rngs
+        )
         self.mlp_norm = nnx.LayerNorm(features, epsilon=_EPSILON, dtype=dtype, rngs=rngs)
         self.expand, self.contract = dense(features, hidden), dense(hidden, features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(n, tokens, features) -> the same shape."""
-        y = self.attention_norm(x)
-        query, key, value = (
-            layer(y).reshape(*y.shape[:2], self.heads, -1)
-            for layer in (self.query, self.key, self.value)
-        )
-        x = x + self.output(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+        x = x + self.attention(self.attention_norm(x))
         y = self.mlp_norm(x)
         return x + self.contract(nnx.gelu(self.expand(y), approximate=False))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import ramda_jax as rj
@@ -100,6 +101,8 @@ def classifier(
         loss=classification.cross_entropy,
         metrics={"accuracy": classification.correct},
         regularizer=rj.GroupLasso,
+        grouping="inputs",
+        example=jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
         sparsity=("weighted_group_sparsity", rj.weighted_group_sparsity),
         methods={
             "ramda": methods.Ramda(1e-2, strengths["ramda"], momentum=0.01),

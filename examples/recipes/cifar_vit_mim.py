@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import ramda_jax as rj
@@ -97,6 +98,8 @@ def recipe(images: cifar.Images) -> Recipe:
         loss=lambda filled, labels: masked_l1(filled.pixels, filled.wanted),
         metrics={},
         regularizer=rj.NuclearNorm,
+        grouping="matrices",
+        example=jax.eval_shape(lambda: prepare(jnp.zeros((1, _SIDE, _SIDE, 3), jnp.uint8))),
         sparsity=("low_rank_level", rj.low_rank_level),
         # There is no ProxSSI: it is a method for group norms.
         methods={

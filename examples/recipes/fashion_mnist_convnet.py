@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import ramda_jax as rj
@@ -58,6 +60,8 @@ RECIPE = Recipe(
     loss=classification.cross_entropy,
     metrics={"accuracy": classification.correct},
     regularizer=rj.GroupLasso,
+    grouping="inputs",
+    example=jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32),
     sparsity=("weighted_group_sparsity", rj.weighted_group_sparsity),
     methods={
         "ramda": methods.Ramda(learning_rate=1e-2, strength=1e-4, momentum=0.01),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import ramda_jax as rj
@@ -45,6 +47,8 @@ RECIPE = Recipe(
     loss=classification.smoothed_cross_entropy(0.1),
     metrics={"accuracy": classification.correct},
     regularizer=rj.GroupLasso,
+    grouping="inputs",
+    example=jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),
     sparsity=("weighted_group_sparsity", rj.weighted_group_sparsity),
     methods={
         "ramda": methods.Ramda(learning_rate=1e-2, strength=4e-7, momentum=0.01),

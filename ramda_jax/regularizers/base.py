@@ -152,6 +152,14 @@ class Regularizer(abc.ABC):
     def check(self, path: str, shape: tuple[int, ...]) -> None:  # noqa: B027 (most apply to any shape)
         """Raise ValueError naming path and shape if psi cannot apply to an array of this shape."""
 
+    def settle(self, shape: tuple[int, ...]) -> "Regularizer":
+        """The same with all axes named, for an array of this shape, where the user has left them to be guessed."""
+        return self
+
+    def reading(self, shape: tuple[int, ...]) -> str:
+        """What an array of this shape is taken for, in words: with axes that were guessed."""
+        return "entries"
+
     def describe(self) -> str:
         """A short text for tables, as one would type it."""
         return repr(self)
@@ -162,6 +170,18 @@ class Regularizer(abc.ABC):
         return jax.tree.map(
             lambda s: jnp.asarray(s(count) if callable(s) else s, dtype=dtype), self
         )
+
+
+def axes_of(name: str, axes: Any) -> tuple[int, ...]:
+    """An int or a tuple of ints as a tuple.
+
+    Raises:
+      ValueError: naming the argument, for anything else.
+    """
+    given = tuple(axes) if hasattr(axes, "__iter__") else (axes,)
+    if any(isinstance(a, bool) or not isinstance(a, int) for a in given):
+        raise ValueError(f"{name} must be an int or a tuple of ints, got {axes!r}.")
+    return given
 
 
 def is_regularizer_or_none(x: Any) -> bool:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ramda_jax import _numerics, _validation
 from ramda_jax.regularizers import base
 
-GroupAxis = int | tuple[int, ...]
+# None: -2, as a guess (`GroupNorm.settle`).
+GroupAxis = int | tuple[int, ...] | None
 
 
 class Numbers(NamedTuple):
@@ -31,19 +32,18 @@ class Numbers(NamedTuple):
 
 
 def _set_group_axis(self: Any) -> None:
-    """Check `group_axis` and store it as an int or a tuple of ints."""
+    """Check `group_axis` and store it as an int, a tuple of ints or None."""
     axis = self.group_axis
-    axes = (axis,) if isinstance(axis, int) else tuple(axis) if hasattr(axis, "__iter__") else None
-    if axes is None or any(isinstance(a, bool) or not isinstance(a, int) for a in axes):
-        raise ValueError(f"group_axis must be an int or a tuple of ints, got {axis!r}.")
-    object.__setattr__(self, "group_axis", axis if isinstance(axis, int) else axes)
+    if axis is not None:
+        axes = base.axes_of("group_axis", axis)
+        object.__setattr__(self, "group_axis", axis if isinstance(axis, int) else axes)
 
 
 class GroupNorm(base.Regularizer):
     """psi(x) = sum_g phi_g(||x_g||) (+ entrywise terms): one group per index along `group_axis`.
 
     The norm runs over all other axes. In Flax both Dense (in, out) and Conv (..., in, out) kernels have their input
-    on axis -2 and their output on axis -1.
+    on axis -2 and their output on axis -1; so -2 is the guess where no axis is given.
     """
 
     group_axis: GroupAxis
@@ -55,9 +55,24 @@ class GroupNorm(base.Regularizer):
         """The same, of arrays whose groups lie along other axes."""
         return dataclasses.replace(self, group_axis=group_axis)  # type: ignore[type-var]  # every one is a dataclass
 
+    @property
+    def given_axes(self) -> tuple[int, ...]:
+        """The group axes as they were given, or guessed."""
+        if self.group_axis is None:
+            return (-2,)
+        return (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
+
+    def settle(self, shape: tuple[int, ...]) -> Any:
+        return self.along(-2) if self.group_axis is None else self
+
+    def reading(self, shape: tuple[int, ...]) -> str:
+        kept = self._kept(len(shape))
+        return (
+            f"{self.num_groups(shape)} groups, one per index along axis {', '.join(map(str, kept))}"
+        )
+
     def _kept(self, ndim: int) -> tuple[int, ...]:
-        axes = (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
-        return tuple(sorted(a % ndim for a in axes))
+        return tuple(sorted(a % ndim for a in self.given_axes))
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         """The axes over which norms are taken."""
@@ -76,12 +91,12 @@ class GroupNorm(base.Regularizer):
 
     def check(self, path: str, shape: tuple[int, ...]) -> None:
         ndim = len(shape)
-        axes = (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
+        axes = self.given_axes
         in_range = all(-ndim <= a < ndim for a in axes)
         if not in_range or len({a % ndim for a in axes}) < len(axes):
             raise ValueError(
-                f"{type(self).__name__} with group_axis={self.group_axis} cannot apply to {path!r} of shape "
-                f"{tuple(shape)}: each group axis must be one of its {ndim} axes, and different."
+                f"{type(self).__name__} with group_axis={axes[0] if len(axes) == 1 else axes} cannot apply to {path!r} of "
+                f"shape {tuple(shape)}: each group axis must be one of its {ndim} axes, and different."
             )
 
     def _weight(self, shape: tuple[int, ...]) -> float:
@@ -133,7 +148,8 @@ class GroupLasso(GroupNorm):
     Args:
       strength: lambda >= 0; a number, a 0-d array or an optax schedule.
       group_axis: int or tuple; one group per index along it, norm over all other axes. -2 groups Dense and Conv
-        kernels of Flax by input, as the RAMDA paper does; -1 by output.
+        kernels of Flax by input, as the RAMDA paper does; -1 by output. None: -2 as a guess, of which the method warns
+        where an array may be something else (attention, stacked layers). `rj.network(...).inputs` need not guess.
       size_weighted: whether to weigh a group by the square root of its size.
 
     Raises:
@@ -150,7 +166,7 @@ class GroupLasso(GroupNorm):
 
     scored: ClassVar[str | None] = "strength"
     strength: base.Strength
-    group_axis: GroupAxis = base.static_field(default=-2)
+    group_axis: GroupAxis = base.static_field(default=None)
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
@@ -185,7 +201,7 @@ class SparseGroupLasso(GroupNorm):
     scored: ClassVar[str | None] = "group"
     l1: base.Strength
     group: base.Strength
-    group_axis: GroupAxis = base.static_field(default=-2)
+    group_axis: GroupAxis = base.static_field(default=None)
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
@@ -229,7 +245,7 @@ class GroupMCP(GroupNorm):
     convex: ClassVar[bool] = False
     strength: base.Strength
     gamma: base.Strength
-    group_axis: GroupAxis = base.static_field(default=-2)
+    group_axis: GroupAxis = base.static_field(default=None)
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:

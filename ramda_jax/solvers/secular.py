@@ -99,7 +99,8 @@ class Roots(NamedTuple):
     """The solution of one problem, a number per group.
 
     Attributes:
-      r: ||x||; exactly 0 for zero groups, and only for these.
+      r: ||x||; exactly 0 for the groups that the level makes zero, and only for these. Some positive number where
+        the level is 0: x is b / D there, whatever r.
       residual: the certificate of each, or the norm of all.
       iterations: evaluations of phi after which it was found, 0-d.
     """
@@ -250,7 +251,7 @@ class Start(NamedTuple):
     """What the first look tells of every group.
 
     Attributes:
-      zero: bool.
+      zero: bool; never where the level is 0: b may be nonzero, however small, and its squares 0.
       r: the free start; 1 for zero groups, which take part in the arithmetic but never in the decisions, and where the
         level is 0, which makes x the same whatever r is.
       rounding: what rounding of x = b / (D + mu) alone can leave of a residual.
@@ -272,10 +273,10 @@ def start(
     norm = jnp.sqrt(yy)
     free = level <= 0
     # False for a NaN: it must not vanish into a zero group.
-    zero = jnp.where(free, yy == 0, norm <= 1)
+    zero = ~free & (norm <= 1)
     r = level * ((norm - 1) * (yy / jnp.where(zero, 1.0, curvature)))
     r = jnp.maximum(r, tiny_of(yy.dtype))  # the curvature may be infinite; a NaN stays one
-    done = zero | (free & (yy > 0))
+    done = zero | (free & (yy >= 0))
     # Where entries were cut off, the level is lost in the rounding of b, and nothing is certified.
     known = jnp.where(norm < _largest(yy.dtype), norm, jnp.where(jnp.isnan(norm), norm, jnp.inf))
     rounding = float(jnp.finfo(yy.dtype).eps) * _unit(level) * known
@@ -410,12 +411,11 @@ def point(problem: GroupProblem, k: int, r: chex.Array) -> chex.Array:
     b, d = problem.tied(k, after(r))
     r = problem.members[k].along.spread(r, b)
     empty = r == 0
-    zero = empty & (problem.level > 0)  # without a level x is b / D, which is 0 as well
     mu = problem.level / jnp.where(empty, 1.0, r)
     if problem.kappa is not None:
         mu = jnp.where(r >= problem.cap, 0.0, mu - problem.kappa)
     # 1 for D + mu where it does not matter: nothing divides by zero, in the derivative neither.
-    return jnp.where(zero, jnp.zeros_like(b), b / jnp.where(zero, 1.0, d + mu))
+    return jnp.where(empty, jnp.zeros_like(b), b / jnp.where(empty, 1.0, d + mu))
 
 
 def implicit(problem: GroupProblem, r: chex.Array) -> chex.Array:

@@ -1,0 +1,162 @@
+"""What a network costs, and what it costs with the zeros that its parameters have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ramda_jax.network.flow import IN, Use
+from ramda_jax.network.roles import INPUT, OUT, STACK, Cell, Roles
+from ramda_jax.network.spaces import Slices, Space
+from ramda_jax.network.trace import Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayCost:
+    """Of one parameter, or of a whole network; now: without what is zero, or read by nobody.
+
+    Attributes:
+      parameters, parameters_now: entries.
+      bytes, bytes_now: of them.
+      flops, flops_now: of the products they take part in, per call of the traced function; two for a multiplication and an
+        addition.
+    """
+
+    parameters: int
+    parameters_now: int
+    bytes: int
+    bytes_now: int
+    flops: int
+    flops_now: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost(ArrayCost):
+    """The sums over a network; `str` makes a table of it.
+
+    Attributes:
+      arrays: the cost of each parameter, by path.
+      other_flops: of products in which no parameter takes part (attention's logits); counted in `flops` and `flops_now`.
+    """
+
+    arrays: Mapping[str, ArrayCost]
+    other_flops: int
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("path", "parameters", "now", "FLOPs", "now")]
+        cells = lambda c: (c.parameters, c.parameters_now, c.flops, c.flops_now)
+        for path, cost in self.arrays.items():
+            rows.append((path, *map("{:,}".format, cells(cost))))
+        if self.other_flops:
+            rows.append(("(products without parameters)", "", "", *(f"{self.other_flops:,}",) * 2))
+        rows.append(("total", *map("{:,}".format, cells(self))))
+        return table(rows, left=1)
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Rows as text, `left` columns of them flush left."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(w) if k < left else cell.rjust(w)
+            for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def cost(
+    leaves: Sequence[Leaf],
+    every: Sequence[Roles],
+    uses: Sequence[Use],
+    found: Sequence[Space],
+    other: int,
+    values: Sequence[Any] | None,
+) -> Cost:
+    """See `Network.cost`; `values`: the parameters, or None."""
+    needed = None if values is None else _needed(leaves, found, values)
+    arrays = {}
+    for k, (leaf, role) in enumerate(zip(leaves, every, strict=True)):
+        size = int(np.prod(leaf.shape))
+        flops = sum(uses[u].operations for u in role.products)
+        share = 1.0
+        if values is not None and needed is not None:
+            share = _share(np.asarray(values[k]) != 0, role, needed[k])
+        now = round(size * share)
+        width = np.dtype(leaf.dtype).itemsize
+        arrays[leaf.path] = ArrayCost(
+            size, now, size * width, now * width, flops, round(flops * share)
+        )
+    names = [f.name for f in dataclasses.fields(ArrayCost)]
+    sums = {name: sum(getattr(c, name) for c in arrays.values()) for name in names}
+    sums["flops"] += other
+    sums["flops_now"] += other
+    return Cost(**sums, arrays=arrays, other_flops=other)
+
+
+def _needed(
+    leaves: Sequence[Leaf], found: Sequence[Space], values: Sequence[Any]
+) -> list[np.ndarray]:
+    """Of every parameter, which entries make a channel that somebody reads; bool."""
+    number = {leaf.path: k for k, leaf in enumerate(leaves)}
+    needed = [np.ones(leaf.shape, bool) for leaf in leaves]
+    for space in found:
+        if space.others:
+            continue
+        alive = np.zeros(space.number, bool)
+        for slices in space.readers:
+            alive |= _rows(slices, np.asarray(values[number[slices.path]]) != 0).any(axis=1)
+        for slices in space.writers:
+            mask = needed[number[slices.path]]
+            view = slices.view
+            window = tuple(slice(a, b) for a, b in slices.window)
+            shape = view.shape or mask[window].shape
+            axes = (view.axis,) if isinstance(view.axis, int) else view.axis
+            sizes = [shape[a] for a in axes]
+            spread = np.ones(shape, bool)
+            full = np.transpose(alive.reshape(sizes), [axes.index(a) for a in sorted(axes)])
+            spread &= np.expand_dims(full, [d for d in range(len(shape)) if d not in axes])
+            mask[window] &= spread.reshape(mask[window].shape)
+    return needed
+
+
+def _rows(slices: Slices, mask: np.ndarray) -> np.ndarray:
+    """(channels, entries) of a mask of the parameter."""
+    view = slices.view
+    part = mask[tuple(slice(a, b) for a, b in slices.window)]
+    part = part.reshape(view.shape or part.shape)
+    axes = (view.axis,) if isinstance(view.axis, int) else view.axis
+    others = [d for d in range(part.ndim) if d not in axes]
+    part = np.transpose(part, (*axes, *others))
+    return part.reshape(int(np.prod(part.shape[: len(axes)])), -1)
+
+
+def _share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
+    """Which share of a parameter is left: of every matrix of its cells, living rows by living columns."""
+    if not role.products or role.trouble:
+        return 1.0
+    total, left = 0, 0.0
+    for cell in role.cells():
+        part, wanted = _view(cell, nonzero), _view(cell, needed)
+        total += part.size
+        if not cell.places((*INPUT, OUT)):
+            left += part.size
+            continue
+        alive = part & wanted
+        axes = range(part.ndim)
+        besides_rows = tuple(d for d in axes if d not in cell.places((IN, *STACK)))
+        besides_columns = tuple(d for d in axes if d not in cell.places((OUT, *STACK)))
+        by_row = alive.any(axis=besides_rows, keepdims=True)
+        by_column = alive.any(axis=besides_columns, keepdims=True)
+        left += float((np.broadcast_to(by_row, part.shape) & by_column).sum())
+    return left / total if total else 1.0
+
+
+def _view(cell: Cell, mask: np.ndarray) -> np.ndarray:
+    if cell.window is not None:
+        mask = mask[tuple(slice(a, b) for a, b in cell.window)]
+    return mask if cell.shape is None else mask.reshape(cell.shape)
