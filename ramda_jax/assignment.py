@@ -452,7 +452,8 @@ def _doubt(psi: Regularizer, shape: tuple[int, ...]) -> str | None:
         number = psi.num_groups(shape)
         if number == 1 and math.prod(shape) > 1:
             return "a group of everything is rarely meant: it may be a depthwise convolution"
-        if number < _FEW_GROUPS and psi.group_size(shape) >= _LARGE_GROUP:
+        few = number < _FEW_GROUPS and psi.group_size(shape) >= _LARGE_GROUP
+        if few and len(shape) < 3:  # a convolution of images has three inputs
             return "so few and large groups are rarely meant"
     return None
 
