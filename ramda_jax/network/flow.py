@@ -84,6 +84,7 @@ class Use:
       leaf: which parameter.
       kind: "dot", "conv" or "gather".
       equation: of the jaxpr; `side`: which of its operands the parameter is (through shape-only operations).
+      met: the axes of the other operand.
       operations: floating-point operations of the product, all its repetitions counted (2 per multiplication and addition).
       scans: see `Weight`.
     """
@@ -92,6 +93,7 @@ class Use:
     kind: str
     equation: Any
     side: int
+    met: tuple[Axis, ...]
     operations: int
     scans: tuple[tuple[int, Axis], ...]
 
@@ -539,8 +541,8 @@ class _Walker:
         for k in (0, 1):
             own, other = sides[k].value, sides[1 - k].value
             if other.live and own.weights:
-                weights = own.weights
-                self.use(equation, "dot", k, operations // len(weights), weights, sides[k].roles)
+                share = operations // len(own.weights)
+                self.use(equation, "dot", k, share, own.weights, sides[k].roles, other.axes)
             elif other.live:
                 self.found.other += operations
                 self.read(sides[1 - k].contracted, "a product with a constant reads it")
@@ -570,11 +572,14 @@ class _Walker:
         operations: int,
         weights: Sequence[Weight],
         roles: Sequence[tuple[int, str]],
+        met: tuple[Axis, ...],
     ) -> None:
         """Parameters meet a live value: `roles` of the axes of the operand."""
         for weight in weights:
             number = len(self.found.uses)
-            self.found.uses.append(Use(weight.leaf, kind, equation, side, operations, weight.scans))
+            self.found.uses.append(
+                Use(weight.leaf, kind, equation, side, met, operations, weight.scans)
+            )
             for d, role in roles:
                 self.role(weight.axes[d], role, number)
             for _, axis in weight.scans:
@@ -624,7 +629,9 @@ class _Walker:
                 return self.unknown(equation, operands)
             number = len(self.found.uses)
             share = operations // len(kernel.weights)
-            self.found.uses.append(Use(weight.leaf, "conv", equation, 1, share, weight.scans))
+            self.found.uses.append(
+                Use(weight.leaf, "conv", equation, 1, image.axes, share, weight.scans)
+            )
             for axis, role in (*parts, (inner, IN), *((w, WINDOW) for w in window)):
                 self.role(axis, role, number)
             for _, axis in weight.scans:
@@ -677,7 +684,7 @@ class _Walker:
         elif indices.live and value.weights:
             roles = [(k, IN) for k in picked] + [(k, OUT) for k in whole]
             roles += [(k, BATCH) for k in d.operand_batching_dims]
-            self.use(equation, "gather", 0, 0, value.weights, roles)
+            self.use(equation, "gather", 0, 0, value.weights, roles, indices.axes)
         elif value.weights:
             self.found.note(value.weights, "entries of it are picked by index")
         return [Value(tuple(new), live)]

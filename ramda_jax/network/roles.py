@@ -7,9 +7,10 @@ one product reads a part and another the rest has two cells.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 from ramda_jax.network import axes as ax
@@ -35,9 +36,9 @@ class Factor(NamedTuple):
     leaves: tuple[Axis, ...]
 
     @property
-    def axis(self) -> Axis | None:
-        """The axis that it is; None: it is made of several."""
-        return self.leaves[0] if len(self.leaves) == 1 else None
+    def classes(self) -> tuple[Axis, ...]:
+        """What stands for the classes of its leaves."""
+        return tuple(leaf.root for leaf in self.leaves)
 
 
 class Segment(NamedTuple):
@@ -73,14 +74,16 @@ class Roles(NamedTuple):
       leaf: which.
       products: the numbers of the uses in products.
       gathers: of those in which it is indexed (an embedding).
-      axes: of each axis its segments; roles in products, or in gathers where there is no product.
+      axes: its axes.
+      factor: of an axis, with its role in products, or in gathers where there is no product.
       trouble: why its groups cannot be told, if they cannot.
     """
 
     leaf: int
     products: tuple[int, ...]
     gathers: tuple[int, ...]
-    axes: tuple[tuple[Segment, ...], ...]
+    axes: tuple[Axis, ...]
+    factor: Callable[[Axis], Factor]
     trouble: str | None
 
     @property
@@ -88,27 +91,34 @@ class Roles(NamedTuple):
         """Whether it is an embedding and multiplied as well."""
         return bool(self.products and self.gathers)
 
-    def cells(self, *, apart: bool = False) -> list[Cell]:
-        """The parts with one role per axis of their views.
+    def cells(self) -> list[Cell]:
+        """The parts with one role per axis of their views; what has one role is one axis of a view."""
+        return _cells([self._whole(axis) for axis in self.axes])
 
-        Args:
-          apart: keep factors and segments of one role apart, so that every one is one `Axis`.
+    def cells_apart(self, kept: Container[tuple[Axis, ...]] = ()) -> list[Cell]:
+        """The same with factors and segments of one role apart, so that every axis of a view is one `Axis`.
+
+        But for sums that are no major factor: they are no windows. `kept`: classes of the leaves of other sums that stay
+        whole.
         """
-        every = [list(segments) if apart else _merged(segments) for segments in self.axes]
-        sizes = [segments[-1].stop for segments in self.axes]
-        return [_cell(sizes, runs) for runs in itertools.product(*every)]
+        runs = [_runs(axis, kept) for axis in self.axes]
+        return _cells(
+            [list(_segments([[self.factor(f) for f in run] for run in some])) for some in runs]
+        )
+
+    def _whole(self, axis: Axis) -> list[Segment]:
+        return _merged(list(_segments(_whole_runs(axis, self.factor))))
 
     def texts(self) -> list[str]:
         """What each axis is, for a table."""
-        return [_text(segments) for segments in self.axes]
+        return [_text(self._whole(axis)) for axis in self.axes]
 
 
 def _text(segments: Sequence[Segment]) -> str:
-    runs = _merged(segments)
-    words = [_words(run.factors) for run in runs]
+    words = [_words(segment.factors) for segment in segments]
     if len(set(words)) == 1:
         return words[0]
-    pairs = zip(words, runs, strict=True)
+    pairs = zip(words, segments, strict=True)
     return ", ".join(f"{word} [{run.start}:{run.stop}]" for word, run in pairs)
 
 
@@ -139,9 +149,9 @@ def roles(found: Flow) -> list[Roles]:
         gathers = tuple(u for u in mine if found.uses[u].kind == "gather")
         products = tuple(u for u in mine if u not in gathers)
         counted = products or gathers
-        segments = tuple(tuple(_segments(axis, given, counted)) for axis in axes)
+        factor = functools.partial(_factor, given=given, mine=counted)
         trouble = _trouble(axes, given, counted)
-        result.append(Roles(k, products, gathers, segments, trouble))
+        result.append(Roles(k, products, gathers, axes, factor, trouble))
     return result
 
 
@@ -175,16 +185,18 @@ def _trouble(axes: Sequence[Axis], given: Given, mine: Sequence[int]) -> str | N
     return None
 
 
-def _runs(axis: Axis) -> list[list[Axis]]:
+def _runs(axis: Axis, kept: Container[tuple[Axis, ...]] = ()) -> list[list[Axis]]:
     """Its segments, as factors."""
     parts = axis.own()
     if parts is None:
         return [[axis]]
     if axis.kind == ax.SUM:
-        return [run for part in parts for run in _runs(part)]
+        if tuple(leaf.root for leaf in axis.leaves()) in kept:
+            return [[axis]]
+        return [run for part in parts for run in _runs(part, kept)]
     head, *rest = [p for p in parts if p.size != 1] or parts[:1]
     others = [f for part in rest for f in _factors(part)]
-    return [[*run, *others] for run in _runs(head)]
+    return [[*run, *others] for run in _runs(head, kept)]
 
 
 def _factors(axis: Axis) -> list[Axis]:
@@ -195,12 +207,23 @@ def _factors(axis: Axis) -> list[Axis]:
     return [f for part in parts if part.size != 1 for f in _factors(part)]
 
 
-def _segments(axis: Axis, given: Given, mine: Sequence[int]) -> Iterator[Segment]:
+def _whole_runs(axis: Axis, factor: Callable[[Axis], Factor]) -> list[list[Factor]]:
+    """Like `_runs`, but what has one role, or cannot be told apart further, is one factor."""
+    made, parts = factor(axis), axis.own()
+    if parts is None or made.role is not None:
+        return [[made]]
+    if axis.kind == ax.SUM:
+        return [run for part in parts for run in _whole_runs(part, factor)]
+    head, *rest = [p for p in parts if p.size != 1] or parts[:1]
+    others = [factor(f) for part in rest for f in _factors(part)]
+    return [[*run, *others] for run in _whole_runs(head, factor)]
+
+
+def _segments(runs: Sequence[Sequence[Factor]]) -> Iterator[Segment]:
     start = 0
-    for run in _runs(axis):
-        factors = tuple(_factor(f, given, mine) for f in run)
-        stop = start + math.prod(f.size for f in factors)
-        yield Segment(start, stop, factors)
+    for run in runs:
+        stop = start + math.prod(f.size for f in run)
+        yield Segment(start, stop, tuple(run))
         start = stop
 
 
@@ -228,6 +251,11 @@ def _merged(segments: Sequence[Segment]) -> list[Segment]:
         leaves = tuple(leaf for segment in merged for leaf in segment.factors[0].leaves)
         return [Segment(0, stop, (Factor(stop, merged[0].factors[0].role, leaves),))]
     return merged
+
+
+def _cells(axes: Sequence[Sequence[Segment]]) -> list[Cell]:
+    sizes = [segments[-1].stop for segments in axes]
+    return [_cell(sizes, runs) for runs in itertools.product(*axes)]
 
 
 def _cell(sizes: Sequence[int], runs: Sequence[Segment]) -> Cell:

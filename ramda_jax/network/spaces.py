@@ -8,6 +8,7 @@ nothing else reads it, the channel can go.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,9 @@ from ramda_jax.network.flow import IN, Flow, Use
 from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, Cell, Roles
 from ramda_jax.network.trace import Leaf
 from ramda_jax.subproblem import View
+
+# The classes of an axis of a view: one, or those of the segments of a sum.
+Axes = tuple[Axis, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
 def spaces(
     found: Flow, every: Sequence[Roles], leaves: Sequence[Leaf], *, heads: str, tied: bool
 ) -> list[Space]:
-    """All spaces, in the order in which they are first read.
+    """All spaces, in the order in which their first readers are among the parameters.
 
     Args:
       found: the flow.
@@ -115,48 +119,62 @@ def spaces(
       tied: whether an embedding that is multiplied as well counts among the readers.
     """
     classes = _Classes(found, every, leaves)
-    readers: dict[frozenset[Axis], list[tuple[tuple[Axis, ...], Roles, Cell]]] = {}
-    for role in every:
-        if not role.products or role.trouble:
-            continue
-        for cell in role.cells(apart=True):
+    understood = [r for r in every if (r.products or r.gathers) and not r.trouble]
+    reading = [r for r in understood if r.products]
+    # A sum that somebody reads as a minor factor (flattened) is no window: nobody is asked for its parts then.
+    kept = {
+        f.classes for r in reading for c in r.cells_apart() for f in c.factors if len(f.leaves) > 1
+    }
+    cells = {r.leaf: r.cells_apart(kept) for r in understood}
+    readers: dict[frozenset[Axes], list[tuple[tuple[Axes, ...], Roles, Cell]]] = {}
+    for role in reading:
+        for cell in cells[role.leaf]:
             key = _read(cell, classes, heads)
-            if key is None:
+            if not key:
                 continue
             if role.tied and not tied:
                 axes = [leaf for f in cell.factors if f.role == IN for leaf in f.leaves]
-                classes.say(
-                    axes, f"{leaves[role.leaf].path} reads it, which is an embedding as well"
-                )
+                path = leaves[role.leaf].path
+                classes.say(axes, f"{path} reads it, which is an embedding as well")
             readers.setdefault(frozenset(key), []).append((key, role, cell))
-    several: dict[Axis, int] = {}
-    for classes_ in readers:
-        for root in classes_:
-            several[root] = several.get(root, 0) + 1
+    keys: dict[int, set[frozenset[Axes]]] = {}
+    for key_, some in readers.items():
+        for _, role, _ in some:
+            keys.setdefault(role.leaf, set()).add(key_)
+    reads = [(keys.get(r.leaf, set()), *_met(r, found.uses, cells[r.leaf])) for r in reading]
     result = []
-    for some in readers.values():
+    for key_, some in readers.items():
         order = some[0][0]
-        texts = [text for root in order for text in classes.why(root)]
-        if any(several[root] > 1 for root in order):
-            texts.append("some read it along with other axes, some without")
-        if len(set(order)) < len(order):
+        roots = [root for part in order for root in part]
+        texts = [text for root in roots for text in classes.why(root)]
+        for own_keys, met, contracted in reads:
+            if met.issuperset(roots) and contracted.intersection(roots) and key_ not in own_keys:
+                texts.append("some read it along with other axes, some without")
+        if len(set(roots)) < len(roots):
             texts.append("a product reads it twice")
-        scope = _scope(order, classes)
-        views = [_view(leaves, found.uses, r, c, order, scope, INPUT) for _, r, c in some]
-        written = []
-        for r in every:
-            for c in r.cells(apart=True) if (r.products or r.gathers) and not r.trouble else ():
-                slices = _view(leaves, found.uses, r, c, order, scope, (OUT, *STACK))
-                if slices is not None:
-                    written.append((min(r.products or r.gathers), slices))
-        writers = tuple(w for _, w in sorted(written, key=lambda pair: pair[0]))
+        scope = _scope(roots, classes)
+        view = functools.partial(_view, leaves, found.uses, order=order, scope=scope)
+        views = [view(role, cell, wanted=INPUT) for _, role, cell in some]
         if any(v is None for v in views):
             texts.append("not every reader has it as axes of its own")
+        pairs = [
+            (min(r.products or r.gathers), view(r, cell, wanted=(OUT, *STACK)))
+            for r in understood
+            for cell in cells[r.leaf]
+        ]
+        writers = [slices for _, slices in sorted(pairs, key=lambda pair: pair[0]) if slices]
         own = tuple(v for v in views if v is not None)
-        number = _number(own[0]) if own else math.prod(root.size for root in order)
-        name = writers[0].path if writers else own[0].path if own else "?"
-        result.append(Space(name, number, own, writers, tuple(dict.fromkeys(texts))))
+        name = next((slices.path for slices in (*writers, *own)), "?")
+        number = _number(own[0]) if own else 0
+        result.append(Space(name, number, own, tuple(writers), tuple(dict.fromkeys(texts))))
     return _named(result)
+
+
+def _met(role: Roles, uses: Sequence[Use], cells: Sequence[Cell]) -> tuple[set[Axis], set[Axis]]:
+    """(the classes of what a parameter meets in products, those of them that it contracts)."""
+    met = {leaf.root for u in role.products for axis in uses[u].met for leaf in axis.leaves()}
+    inputs = [f for cell in cells for f in cell.factors if f.role in INPUT]
+    return met, {root for f in inputs for root in f.classes}
 
 
 def _number(slices: Slices) -> int:
@@ -175,23 +193,17 @@ def _named(found: list[Space]) -> list[Space]:
     return result
 
 
-def _read(cell: Cell, classes: _Classes, heads: str) -> tuple[Axis, ...] | None:
-    """The classes that tell which channel a slice of a cell reads; None: it reads none."""
-    inputs = [f for f in cell.factors if f.role in INPUT and f.size > 1]
-    for f in inputs:
-        if f.axis is None:
-            classes.say(f.leaves, "a product reads a part of it that is no window")
-    roots = [f.axis.root for f in inputs if f.axis is not None]
-    written = [r for r in roots if r in classes.written]
-    whole = [r for r in written if r in classes.heads]
-    chosen = whole if whole and heads == "whole" else written
-    return tuple(chosen) or None
+def _read(cell: Cell, classes: _Classes, heads: str) -> tuple[Axes, ...]:
+    """The classes that tell which channel a slice of a cell reads; none, if it reads none."""
+    inputs = [f.classes for f in cell.factors if f.role in INPUT and f.size > 1]
+    written = [part for part in inputs if any(root in classes.written for root in part)]
+    whole = [part for part in written if all(root in classes.heads for root in part)]
+    return tuple(whole if whole and heads == "whole" else written)
 
 
-def _scope(order: Sequence[Axis], classes: _Classes) -> tuple[int, ...]:
+def _scope(roots: Sequence[Axis], classes: _Classes) -> tuple[int, ...]:
     """The loops in every step of which the channels are others."""
-    scopes = [classes.scopes.get(root, ()) for root in order]
-    return _common(scopes[0], scopes[-1]) if scopes else ()
+    return functools.reduce(_common, [classes.scopes.get(root, ()) for root in roots])
 
 
 def _view(
@@ -199,7 +211,8 @@ def _view(
     uses: Sequence[Use],
     role: Roles,
     cell: Cell,
-    order: Sequence[Axis],
+    *,
+    order: Sequence[Axes],
     scope: Sequence[int],
     wanted: Sequence[str],
 ) -> Slices | None:
@@ -208,19 +221,15 @@ def _view(
     places = []
     for number in scope:
         leaf = scans[number].leaves()[0] if number in scans else None
-        at = [d for d, f in enumerate(cell.factors) if f.role == SCAN and f.axis is leaf]
+        at = [d for d, f in enumerate(cell.factors) if f.role == SCAN and f.leaves == (leaf,)]
         if len(at) != 1:
             return None
         places += at
-    for root in order:
-        at = [
-            d
-            for d, f in enumerate(cell.factors)
-            if f.axis is not None and f.axis.root is root and f.role in wanted
-        ]
+    for part in order:
+        at = [d for d, f in enumerate(cell.factors) if f.classes == part and f.role in wanted]
         if len(at) != 1:
             return None
         places += at
-    leaf_ = leaves[role.leaf]
+    own = leaves[role.leaf]
     axis = places[0] if len(places) == 1 else tuple(places)
-    return Slices(leaf_.path, leaf_.shape, View(axis, cell.shape, cell.window))
+    return Slices(own.path, own.shape, View(axis, cell.shape, cell.window))
