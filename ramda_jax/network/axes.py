@@ -288,6 +288,28 @@ def _join_mixed(factors: Sequence[Axis], parts: Sequence[Axis]) -> bool:
     return all(_join_products([cut, *others], [p]) for cut, p in zip(cuts, flat, strict=True))
 
 
-def joined(one: Axis, other: Axis) -> bool:
-    """Whether the indices of both mean the same."""
-    return one.root is other.root
+def same_parts(one: Axis, other: Axis) -> bool:
+    """Whether both have parts of the same kinds and sizes."""
+    left, right = one.own(), other.own()
+    if left is None or right is None:
+        return left is right
+    if one.kind != other.kind or len(left) != len(right):
+        return False
+    return all(a.size == b.size and same_parts(a, b) for a, b in zip(left, right, strict=True))
+
+
+def copy_parts(one: Axis, other: Axis) -> bool:
+    """Give each the parts that the other has, as far as they go together; whether anything had to be done."""
+    left, right = one.own(), other.own()
+    if left is None and right is None:
+        return False
+    if left is None or right is None:
+        composed, plain = (other, one) if left is None else (one, other)
+        parts = composed.own() or []
+        plain.compose(composed.kind or PRODUCT, [p.size for p in parts])
+        copy_parts(composed, plain)
+        return True
+    if one.kind != other.kind or [p.size for p in left] != [p.size for p in right]:
+        return False
+    done = [copy_parts(a, b) for a, b in zip(left, right, strict=True)]
+    return any(done)

@@ -14,6 +14,7 @@ Nothing is guessed: a primitive without a rule ends what is known of its operand
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ class Value:
       statistics: axes over which it was reduced and which it has not met again.
       paired: whether it comes, elementwise, from a product of two live values (attention's logits).
       known: its entries, if it is a small constant.
+      parametric: whether it depends on parameters.
     """
 
     axes: tuple[Axis, ...]
@@ -70,6 +72,7 @@ class Value:
     statistics: frozenset[Axis] = frozenset()
     paired: bool = False
     known: Any = None
+    parametric: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,6 +125,8 @@ class Flow:
       roles: events of axes of parameters: `IN`, ...
       reads: events of axes that something else than a parameter reads; the text says what.
       heads: axes that attention keeps apart: indices of both operands of a product of live values, or of its logits.
+      groups: of every convolution in groups, (a factor of the kernel's output axis, the factor of the image's channels):
+        which group makes what, and which reads what; the same numbers, but channels of two images.
       inputs, outputs: axes of these.
       touches: see `Touch`.
       notes: of a parameter, what happened to it besides products.
@@ -132,6 +137,7 @@ class Flow:
     roles: list[Event] = dataclasses.field(default_factory=list)
     reads: list[Event] = dataclasses.field(default_factory=list)
     heads: list[Axis] = dataclasses.field(default_factory=list)
+    groups: list[tuple[Axis, Axis]] = dataclasses.field(default_factory=list)
     inputs: list[Axis] = dataclasses.field(default_factory=list)
     outputs: list[Axis] = dataclasses.field(default_factory=list)
     touches: list[Touch] = dataclasses.field(default_factory=list)
@@ -156,7 +162,7 @@ def flow(program: Program) -> Flow:
         axes = _axes(var.aval)
         if k < len(program.leaves):
             found.parameters.append(axes)
-            values.append(Value(axes, weights=(Weight(k, axes),)))
+            values.append(Value(axes, weights=(Weight(k, axes),), parametric=True))
         elif k >= len(jaxpr.invars) - program.inputs:
             found.inputs.extend(axes)
             values.append(Value(axes, live=True))
@@ -168,6 +174,9 @@ def flow(program: Program) -> Flow:
         walker.flush(value, "a reduction over it is returned")
         found.outputs.extend(value.axes)
         found.note(value.weights, "returned as it is")
+    pending = True
+    while pending:
+        pending = any(list(itertools.starmap(ax.copy_parts, found.groups)))
     return found
 
 
@@ -187,12 +196,13 @@ def _names(text: str) -> frozenset[str]:
 
 
 _ELEMENTWISE = _names(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz
-    convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt
-    igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
-    optimization_barrier or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh
-    sqrt square stop_gradient sub tan tanh xor zeta pvary pcast mesh_cast device_put name"""
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
+    ceil clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
+    lgamma log log1p log2 logistic lt lt_to max mesh_cast min mul mulhi name ne neg nextafter not
+    one_minus_square optimization_barrier or pcast polygamma polynomial population_count pow pvary real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta"""
 )
 _REDUCTIONS = _names(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce"""
@@ -244,8 +254,10 @@ class _Walker:
         for value in operands:
             if value.live:
                 self.touch(value.axes)
-        rule = self.rule(name)
-        return self.unknown(equation, operands) if rule is None else rule(equation, operands)
+        results = (self.rule(name) or self.unknown)(equation, operands)
+        if not any(v.parametric for v in operands):
+            return results
+        return [dataclasses.replace(v, parametric=True) for v in results]
 
     def rule(self, name: str) -> Callable[[Any, list[Value]], list[Value]] | None:
         if name in _ELEMENTWISE:
@@ -286,6 +298,8 @@ class _Walker:
     def elementwise(self, equation: Any, operands: list[Value]) -> list[Value]:
         if equation.primitive.name == "optimization_barrier":
             return operands
+        if any(v.axes and len(v.axes) != len(equation.outvars[0].aval.shape) for v in operands):
+            return self.unknown(equation, operands)  # a conversion to narrower numbers adds an axis
         shape = equation.outvars[0].aval.shape
         full = [_expanded(v, shape) for v in operands if len(v.axes) == len(shape)]
         live = any(v.live for v in operands)
@@ -485,7 +499,9 @@ class _Walker:
         return [Value(value.axes, any(v.live for v in operands), (), statistics)]
 
     def do_concatenate(self, equation: Any, operands: list[Value]) -> list[Value]:
-        along = equation.params["dimension"]
+        return self.concatenated(operands, equation.params["dimension"])
+
+    def concatenated(self, operands: Sequence[Value], along: int) -> list[Value]:
         full = [v for v in operands if v.axes[along].size]
         for d in range(len(operands[0].axes)):
             for other in full[1:]:
@@ -500,6 +516,33 @@ class _Walker:
             self.found.note(weights, "concatenated with what the inputs make")
         own = () if live else tuple(weights)
         return [Value(tuple(axes), live, own, statistics, any(v.paired for v in operands))]
+
+    def do_stack(self, equation: Any, operands: list[Value]) -> list[Value]:
+        along = equation.params["axis"]
+        wider = [
+            self.rearranged(equation, v, lambda axes: (*axes[:along], Axis(1), *axes[along:]))[0]
+            for v in operands
+        ]
+        return self.concatenated(wider, along)
+
+    def do_unstack(self, equation: Any, operands: list[Value]) -> list[Value]:
+        (value,), along = operands, equation.params["axis"]
+        results = []
+        for k in range(value.shape[along]):
+            starts, stops = [0] * len(value.axes), list(value.shape)
+            starts[along], stops[along] = k, k + 1
+            (part,) = self.sliced(equation, value, starts, stops, [1] * len(starts))
+            results += self.rearranged(
+                equation, part, lambda axes: (*axes[:along], *axes[along + 1 :])
+            )
+        return results
+
+    def do_tile(self, equation: Any, operands: list[Value]) -> list[Value]:
+        reps = equation.params["reps"]
+        change = lambda axes: tuple(
+            ax.product([Axis(n), a]) for a, n in zip(axes, reps, strict=True)
+        )
+        return self.rearranged(equation, operands[0], change)
 
     def do_pad(self, equation: Any, operands: list[Value]) -> list[Value]:
         config = equation.params["padding_config"]
@@ -540,7 +583,7 @@ class _Walker:
             return [self.pair(sides, axes, operations)]
         for k in (0, 1):
             own, other = sides[k].value, sides[1 - k].value
-            if other.live and own.weights:
+            if own.weights and (other.live or not other.parametric):
                 share = operations // len(own.weights)
                 self.use(equation, "dot", k, share, own.weights, sides[k].roles, other.axes)
             elif other.live:
@@ -549,6 +592,28 @@ class _Walker:
             elif not any(live):
                 self.found.note(own.weights, "multiplied with a constant or another parameter")
         return [Value(axes, any(live))]
+
+    def do_ragged_dot_general(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Rows of x in groups, each multiplied with its own matrix: experts."""
+        x, w, _ = operands
+        numbers = equation.params["ragged_dot_dimension_numbers"]
+        (contracted, batch) = numbers.dot_dimension_numbers
+        groups = tuple(numbers.rhs_group_dimensions)
+        if x.weights or not groups or batch[0]:
+            return self.unknown(equation, operands)
+        for value in operands:
+            self.flush(value, "a reduction over it enters a product")
+        one, two = _Side(x, contracted[0], ()), _Side(w, contracted[1], groups)
+        self.unite(one.contracted, two.contracted)
+        made = (*one.free, *two.free)
+        operations = 2 * math.prod(a.size for a in (*made, *one.contracted)) * self.repeats
+        if w.weights:
+            share = operations // len(w.weights)
+            self.use(equation, "dot", 1, share, w.weights, two.roles, x.axes)
+        else:
+            self.found.other += operations
+            self.read(one.contracted, "a product with what the inputs make reads it")
+        return [Value(made, live=True)]
 
     def unite(self, one: Sequence[Axis], other: Sequence[Axis]) -> None:
         for a, b in zip(one, other, strict=True):
@@ -647,10 +712,14 @@ class _Walker:
             ax.join(image, inner)
             return [(out, OUT)]
         read, made = ax.factored(image, groups), ax.factored(out, groups)
-        if read is None or made is None:
+        if made is None:
             return None
-        ax.join(read[0], made[0])
-        ax.join(read[1], inner)
+        if read is None:
+            for axis in (image, out, inner):
+                axis.spoil("the groups of a convolution are no factors of its channels")
+        else:
+            self.found.groups.append((made[0], read[0]))
+            ax.join(read[1], inner)
         return [(made[0], GROUP), (made[1], OUT)]
 
     # Indices.
@@ -735,7 +804,7 @@ class _Walker:
 
     def do_scan(self, equation: Any, operands: list[Value]) -> list[Value]:
         p = equation.params
-        n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
+        n, m = _scanned(equation)
         constants, carried, stacked = operands[:n], operands[n:m], operands[m:]
         number = self.loops = self.loops + 1
         steps = Axis(p["length"])
@@ -804,6 +873,18 @@ class _Walker:
             statistics = frozenset().union(*(v.statistics for v in values))
             results.append(Value(values[0].axes, live, (), statistics))
         return results
+
+
+def _scanned(equation: Any) -> tuple[int, int]:
+    """Where the carried operands of a scan begin and end: its parameters say it otherwise in every JAX.
+
+    What is carried has as many axes inside as outside, what is stacked one less.
+    """
+    body = equation.params["jaxpr"].jaxpr
+    same = lambda pairs: [len(a.aval.shape) == len(b.aval.shape) for a, b in pairs]
+    carried = sum(same(zip(equation.outvars, body.outvars, strict=True)))
+    whole = sum(same(zip(equation.invars, body.invars, strict=True)))
+    return whole - carried, whole
 
 
 class _Side(NamedTuple):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ramda_jax.network import axes as ax
 from ramda_jax.network.axes import Axis
-from ramda_jax.network.flow import IN, Flow, Use
-from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, Cell, Roles
+from ramda_jax.network.flow import GROUP, IN, Flow, Use
+from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, Cell, Factor, Roles
 from ramda_jax.network.trace import Leaf
 from ramda_jax.subproblem import View
 
@@ -83,6 +84,11 @@ class _Classes:
             leaf = found.uses[event.use].leaf
             if event.what == IN and leaf in gone:
                 self.say([event.axis], f"{leaves[leaf].path} reads it, whose groups cannot be told")
+        self.images: dict[Axis, Axis] = {}
+        for made, read in found.groups:
+            if not ax.same_parts(made, read):
+                self.say([made, read], "the groups of a convolution are taken apart in unlike ways")
+            self.images.update(zip(made.leaves(), read.leaves(), strict=False))
         self.scopes: dict[Axis, tuple[int, ...]] = {}
         for axis, scope in set(found.touches):
             for root in roots([axis]):
@@ -94,6 +100,12 @@ class _Classes:
                 texts = self.others.setdefault(leaf.root, [])
                 if text not in texts:
                     texts.append(text)
+
+    def read_by(self, factor: Factor) -> Axes:
+        """The classes of what a factor of a parameter reads."""
+        if factor.role != GROUP:
+            return factor.classes
+        return tuple(self.images.get(leaf, leaf).root for leaf in factor.leaves)
 
     def why(self, root: Axis) -> list[str]:
         return [*self.others.get(root, []), *([root.trouble] if root.trouble else [])]
@@ -141,7 +153,7 @@ def spaces(
     for key_, some in readers.items():
         for _, role, _ in some:
             keys.setdefault(role.leaf, set()).add(key_)
-    reads = [(keys.get(r.leaf, set()), *_met(r, found.uses, cells[r.leaf])) for r in reading]
+    reads = [(keys.get(r.leaf, set()), *_met(r, found, cells[r.leaf], classes)) for r in reading]
     result = []
     for key_, some in readers.items():
         order = some[0][0]
@@ -154,11 +166,11 @@ def spaces(
             texts.append("a product reads it twice")
         scope = _scope(roots, classes)
         view = functools.partial(_view, leaves, found.uses, order=order, scope=scope)
-        views = [view(role, cell, wanted=INPUT) for _, role, cell in some]
+        views = [view(r, cell, wanted=INPUT, classes=classes.read_by) for _, r, cell in some]
         if any(v is None for v in views):
             texts.append("not every reader has it as axes of its own")
         pairs = [
-            (min(r.products or r.gathers), view(r, cell, wanted=(OUT, *STACK)))
+            (min(r.products or r.gathers), view(r, cell, wanted=(OUT, *STACK), classes=_made_by))
             for r in understood
             for cell in cells[r.leaf]
         ]
@@ -170,11 +182,17 @@ def spaces(
     return _named(result)
 
 
-def _met(role: Roles, uses: Sequence[Use], cells: Sequence[Cell]) -> tuple[set[Axis], set[Axis]]:
+def _made_by(factor: Factor) -> Axes:
+    return factor.classes
+
+
+def _met(
+    role: Roles, found: Flow, cells: Sequence[Cell], classes: _Classes
+) -> tuple[set[Axis], set[Axis]]:
     """(the classes of what a parameter meets in products, those of them that it contracts)."""
-    met = {leaf.root for u in role.products for axis in uses[u].met for leaf in axis.leaves()}
+    met = {leaf.root for u in role.products for a in found.uses[u].met for leaf in a.leaves()}
     inputs = [f for cell in cells for f in cell.factors if f.role in INPUT]
-    return met, {root for f in inputs for root in f.classes}
+    return met, {root for f in inputs for root in classes.read_by(f)}
 
 
 def _number(slices: Slices) -> int:
@@ -195,7 +213,7 @@ def _named(found: list[Space]) -> list[Space]:
 
 def _read(cell: Cell, classes: _Classes, heads: str) -> tuple[Axes, ...]:
     """The classes that tell which channel a slice of a cell reads; none, if it reads none."""
-    inputs = [f.classes for f in cell.factors if f.role in INPUT and f.size > 1]
+    inputs = [classes.read_by(f) for f in cell.factors if f.role in INPUT and f.size > 1]
     written = [part for part in inputs if any(root in classes.written for root in part)]
     whole = [part for part in written if all(root in classes.heads for root in part)]
     return tuple(whole if whole and heads == "whole" else written)
@@ -215,6 +233,7 @@ def _view(
     order: Sequence[Axes],
     scope: Sequence[int],
     wanted: Sequence[str],
+    classes: Callable[[Factor], Axes],
 ) -> Slices | None:
     """The view of a cell with the channels along its axes; None: it does not have them."""
     scans = {n: axis for u in (role.products or role.gathers) for n, axis in uses[u].scans}
@@ -226,7 +245,7 @@ def _view(
             return None
         places += at
     for part in order:
-        at = [d for d, f in enumerate(cell.factors) if f.classes == part and f.role in wanted]
+        at = [d for d, f in enumerate(cell.factors) if f.role in wanted and classes(f) == part]
         if len(at) != 1:
             return None
         places += at

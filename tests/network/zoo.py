@@ -302,6 +302,21 @@ def branches(p: Any, x: jax.Array) -> jax.Array:
     return jax.lax.cond(x[0, 0] > 0, lambda: x @ p["a"], lambda: x @ p["b"])
 
 
+def positions(p: Any, x: jax.Array) -> jax.Array:
+    """A kernel that is applied to what does not depend on the inputs."""
+    return jax.nn.softmax(x @ (jnp.sin(jnp.arange(70.0)).reshape(10, 7) @ p["w"]).T)
+
+
+def routed(p: Any, x: jax.Array) -> jax.Array:
+    """Experts by a ragged product."""
+    return jax.lax.ragged_dot(x, p["w"], jnp.array([2, 4]))
+
+
+def stacked_kernels(p: Any, x: jax.Array) -> jax.Array:
+    """Kernels stacked, then applied at once."""
+    return jnp.einsum("bi,kio->bko", x, jnp.stack([p["a"], p["b"]]))
+
+
 def mixer(p: Any, x: jax.Array) -> jax.Array:
     """Mixes tokens: a kernel that is applied to another axis."""
     return jnp.swapaxes(jnp.swapaxes(x, 1, 2) @ p["w"], 1, 2)
@@ -356,6 +371,17 @@ def plain_cases() -> list[Case]:
         Case(
             "cond",
             (branches, {"a": ones(6, 3), "b": ones(6, 3)}, ones(2, 6)),
+            {"a": DENSE, "b": DENSE},
+        ),
+        Case("of positions", (positions, {"w": ones(7, 8)}, tokens), {"w": DENSE}),
+        Case(
+            "experts by ragged_dot",
+            (routed, {"w": ones(2, 8, 3)}, ones(6, 8)),
+            {"w": ("stack", "in", "out")},
+        ),
+        Case(
+            "kernels stacked",
+            (stacked_kernels, {"a": ones(6, 3), "b": ones(6, 3)}, ones(2, 6)),
             {"a": DENSE, "b": DENSE},
         ),
         Case("token mixing", (mixer, {"w": ones(5, 5)}, tokens), {"w": DENSE}),
