@@ -1,8 +1,8 @@
 """What a recipe is: a frozen description of a task; and how a command line makes it one run."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,19 +163,14 @@ class Run:
     settings: Settings
     method: Method
 
-    @cached_property
-    def network(self) -> rj.Network:
-        """The model as its computation shows it, in evaluation."""
-        recipe, dtype = self.recipe, jnp.dtype(self.settings.compute_dtype)
-        model = nnx.eval_shape(lambda: recipe.model(nnx.Rngs(0), dtype))
-        model.eval()
-        return rj.network(lambda m, inputs: recipe.forward(m, inputs, ())[0], model, recipe.example)
-
     def regularizer(self) -> Any:
-        psi = self.recipe.regularizer(self.method.strength)
-        if self.recipe.grouping == "inputs":
-            return self.network.inputs(psi)
-        return self.network.matrices(psi) if self.recipe.grouping == "matrices" else psi
+        recipe = self.recipe
+        psi = recipe.regularizer(self.method.strength)
+        if recipe.grouping == "kernels":
+            return psi
+        dtype = jnp.dtype(self.settings.compute_dtype)
+        net = _network(recipe.model, recipe.forward, recipe.example, dtype)
+        return net.inputs(psi) if recipe.grouping == "inputs" else net.matrices(psi)
 
     def transformation(
         self, steps_per_epoch: int, placement: rj.Placement | None = None
@@ -194,6 +189,14 @@ class Run:
         if not settings.clip_norm:
             return method
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), method)
+
+
+@functools.lru_cache(maxsize=16)  # a comparison makes many runs of one model
+def _network(make: Any, forward: Forward, example: Any, dtype: Any) -> rj.Network:
+    """The model as its computation shows it, in evaluation."""
+    model = nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype))
+    model.eval()
+    return rj.network(lambda m, inputs: forward(m, inputs, ())[0], model, example)
 
 
 def make_run(

@@ -92,3 +92,59 @@ def test_describe_lists_every_array_and_totals():
 def test_a_leaf_that_no_rule_matches_is_named():
     with pytest.raises(ValueError, match="'b'"):
         chosen({"a": jnp.ones(2), "b": jnp.ones(2)}, rj.by_path([("a", rj.L1(0.1))]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "reg", "reading"),
+    [
+        (
+            (12, 64, 768),
+            rj.GroupLasso(0.1),
+            "64 groups, one per index along axis 1; an array of these axes",
+        ),
+        (
+            (768, 12, 64),
+            rj.NuclearNorm(0.1),
+            r"a matrix of \(768 12\) x \(64\); an array of these axes may be attention",
+        ),
+        ((24, 512, 2048), rj.GroupMCP(0.1, 3.0), "512 groups, one per index along axis 1"),
+        (
+            (3, 3, 1, 32),
+            rj.GroupLasso(0.1),
+            "1 groups, one per index along axis 2; a group of everything",
+        ),
+        (
+            (2, 512),
+            rj.SparseGroupLasso(0.1, 0.1),
+            "2 groups, one per index along axis 0; so few and large groups",
+        ),
+    ],
+)
+def test_axes_that_are_guessed_and_may_be_others_are_warned_of(shape, reg, reading):
+    params = {"kernel": jnp.zeros(shape)}
+    tx = rj.rmda(0.1, reg)
+    with pytest.warns(UserWarning, match=rf"'kernel' of shape .* is taken for {reading}") as caught:
+        state = tx.init(params)
+    assert len(caught) == 1
+    assert "rj.network" in str(caught[0].message)
+    tx.update(params, state, params)  # said once
+    assert "guessed: 'kernel'" in rj.describe(params, reg)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reg"),
+    [
+        ((3, 3, 64, 128), rj.GroupLasso(0.1)),
+        ((7, 7, 3, 64), rj.GroupLasso(0.1)),
+        ((16, 16, 3, 768), rj.NuclearNorm(0.1)),
+        ((5, 64, 128), rj.GroupLasso(0.1)),
+        ((784, 10), rj.GroupLasso(0.1)),
+        ((12, 64, 768), rj.GroupLasso(0.1, group_axis=(0, 1))),
+        ((768, 12, 64), rj.NuclearNorm(0.1, row_axes=0)),
+        ((12, 64, 768), rj.L1(0.1)),
+    ],
+)
+def test_axes_that_are_named_or_surely_right_are_not(shape, reg):
+    params = {"kernel": jnp.zeros(shape)}
+    rj.rmda(0.1, reg).init(params)
+    assert "guessed" not in rj.describe(params, reg)

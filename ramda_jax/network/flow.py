@@ -130,6 +130,7 @@ class Flow:
       inputs, outputs: axes of these.
       touches: see `Touch`.
       notes: of a parameter, what happened to it besides products.
+      unknown: how often what flows through a primitive was not followed, by its name.
       other: operations of products in which no parameter takes part.
     """
 
@@ -143,6 +144,7 @@ class Flow:
     touches: list[Touch] = dataclasses.field(default_factory=list)
     notes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
     parameters: list[tuple[Axis, ...]] = dataclasses.field(default_factory=list)
+    unknown: dict[str, int] = dataclasses.field(default_factory=dict)
     other: int = 0
 
     def note(self, weights: Sequence[Weight], text: str) -> None:
@@ -373,6 +375,7 @@ class _Walker:
 
     def unknown(self, equation: Any, operands: list[Value]) -> list[Value]:
         name = equation.primitive.name
+        self.found.unknown[name] = self.found.unknown.get(name, 0) + 1
         for value in operands:
             self.flush(value, f"a reduction over it enters {name}")
             if value.live:

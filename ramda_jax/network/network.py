@@ -220,6 +220,11 @@ class Network:
                 odd = [t for t in texts if t != flows.ELEMENTWISE]
                 if odd:
                     notes.append(f"{leaf.path}: left alone, {'; '.join(odd)}.")
+        for name, times in self._flow.unknown.items():
+            often = f" ({times} times)" if times > 1 else ""
+            notes.append(
+                f"{name}{often}: nothing is known of it, and what flows through it is not followed."
+            )
         return notes
 
 

@@ -3,14 +3,17 @@
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from examples import compare, download, loop, train
 from examples.methods import Dense
 from examples.recipe import SCALES, make_run
 from examples.recipes import RECIPES
+from ramda_jax import assignment
 from tests.examples.test_checkpoint import changed, fitted, same, without_times
 from tests.examples.test_data import write_cifar
 from tests.examples.test_mnist_linear import read_csv, read_json
@@ -184,3 +187,34 @@ def test_a_comparison_that_was_interrupted_goes_on(tmp_path, idx_dir):
     shutil.rmtree(tmp_path / "parts" / "sgd" / "checkpoints" / "3")  # in its last epoch
     assert compare.main(["mnist_linear", *options, "--out", str(tmp_path / "parts")]) == 2
     assert comparison("parts", "--resume") == (0, whole)
+
+
+# (regularized arrays, groups or singular values) of every recipe, as they were before networks were seen.
+GROUPS = {
+    "mnist_linear": (1, 784),
+    "fashion_mnist_mlp": (7, 1018),
+    "fashion_mnist_convnet": (4, 1321),
+    "cifar_vgg19": (17, 5507),
+    "cifar100_vgg19": (17, 5507),
+    "fashion_mnist_vgg19": (17, 5507),
+    "cifar_resnet50": (54, 24_579),
+    "cifar100_resnet50": (54, 24_579),
+    "fashion_mnist_resnet50": (54, 24_579),
+    "imagenet_resnet50": (54, 24_579),
+    "cifar_vit_mim": (26, 4704),
+    "fashion_mnist_vit_mim": (26, 4704),
+    "wikitext_transformer_xl": (80, 65_536),
+    "sotu_transformer_xl": (80, 65_536),
+    "ljspeech_tacotron2": (25, 14_658),
+    "asterisk_tacotron2": (25, 14_658),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_the_papers_groups_and_guess_nothing(name):
+    run = make_run(RECIPES[name], next(iter(RECIPES[name].methods)))
+    model = nnx.eval_shape(lambda: run.recipe.model(nnx.Rngs(0), jnp.float32))
+    found = assignment.resolve(run.regularizer(), nnx.state(model, nnx.Param))
+    numbers = [block.psi.num_groups(block.shape) for block in found.blocks]
+    assert (len(numbers), sum(numbers)) == GROUPS[name]
+    assert found.guesses == ()

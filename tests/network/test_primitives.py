@@ -1,4 +1,4 @@
-"""Every primitive of jax.lax has a rule, or is known to have none: a new JAX that brings others is noticed here."""
+"""Every primitive of jax.lax has a rule, or is known to have none: a JAX that brings others is noticed."""
 
 import jax
 
@@ -6,8 +6,8 @@ from ramda_jax.network.flow import Flow, _Walker
 
 # What flows through these is not followed: `describe` says so. Collectives, and what mixes all entries of what it reads.
 WITHOUT = frozenset(
-    """after_all all_gather all_to_all approx_top_k custom_linear_solve dce_sink fft pmax pmin ppermute psum ragged_all_to_all
-    select_and_gather_add select_and_scatter select_and_scatter_add stage""".split()  # noqa: SIM905
+    """after_all all_gather all_to_all approx_top_k custom_linear_solve dce_sink fft pmax pmin ppermute psum
+    ragged_all_to_all select_and_gather_add select_and_scatter select_and_scatter_add stage""".split()  # noqa: SIM905
 )
 
 

@@ -72,3 +72,70 @@ def test_a_convolution_is_a_matrix_of_its_flattened_leading_axes():
         psi.prox(jnp.asarray(x), 1.0).reshape(36, 5),
         psi.prox(jnp.asarray(x.reshape(36, 5)), 1.0),
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "stack", "shape"),
+    [
+        (0, (), (6, 2, 3)),
+        ((0, 1), (), (2, 3, 6)),
+        (-2, 0, (3, 5, 4)),
+        ((1, 3), (0, 2), (2, 3, 2, 4, 5)),
+        (None, 0, (3, 2, 2, 5)),
+    ],
+)
+def test_rows_and_stacks_are_those_that_are_named(rows, stack, shape):
+    """Against NumPy's SVD of every matrix; a zero one, and one that needs the careful decomposition, among them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape)
+    reg = rj.NuclearNorm(0.7, row_axes=rows, stack_axes=stack)
+    tuple_of = lambda axes: tuple(a % x.ndim for a in ((axes,) if isinstance(axes, int) else axes))
+    stacked = tuple_of(stack)
+    rest = [a for a in range(x.ndim) if a not in stacked]
+    rowed = rest[:-1] if rows is None else tuple_of(rows)
+    order = [*stacked, *rowed, *(a for a in rest if a not in rowed)]
+    count = int(np.prod([x.shape[a] for a in stacked], initial=1))
+    height = int(np.prod([x.shape[a] for a in rowed]))
+    matrices = np.transpose(x, order).reshape(count, height, -1)
+    if count > 1:
+        matrices[0] = 0
+        matrices[-1] *= 1e4
+        back = matrices.reshape([x.shape[a] for a in order])
+        x = np.transpose(back, [order.index(a) for a in range(x.ndim)])
+    u, s, vt = np.linalg.svd(matrices, full_matrices=False)
+    shrunk = (u * np.maximum(s - 0.5 * 0.7, 0)[:, None, :]) @ vt
+    expected = np.transpose(
+        shrunk.reshape([x.shape[a] for a in order]), [order.index(a) for a in range(x.ndim)]
+    )
+    with jax.enable_x64(True):
+        found, value = jax.jit(reg.prox_and_value)(jnp.asarray(x), 0.5)
+        np.testing.assert_allclose(found, expected, atol=1e-8 * max(1, np.abs(x).max()))
+        np.testing.assert_allclose(value, 0.7 * np.maximum(s - 0.35, 0).sum(), rtol=1e-9)
+        np.testing.assert_allclose(reg.value(jnp.asarray(x)), 0.7 * s.sum(), rtol=1e-9)
+        assert reg.num_groups(shape) == s.size
+        np.testing.assert_allclose(
+            np.sort(np.ravel(reg.group_norms(jnp.asarray(x)))),
+            np.sort(s.ravel()),
+            rtol=1e-6,
+            atol=1e-9,
+        )
+        np.testing.assert_allclose(
+            np.ravel(reg.scores(jnp.asarray(x), 1.0, 2.0)), s.max(1) / 2, rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("reg", "shape"),
+    [
+        (rj.NuclearNorm(1.0, row_axes=(0, 0)), (3, 2)),
+        (rj.NuclearNorm(1.0, row_axes=0, stack_axes=0), (3, 2)),
+        (rj.NuclearNorm(1.0, row_axes=2), (3, 2)),
+        (rj.NuclearNorm(1.0, row_axes=(0, 1)), (3, 2)),
+        (rj.NuclearNorm(1.0, stack_axes=0), (3, 2)),
+    ],
+)
+def test_axes_that_make_no_matrix_are_refused(reg, shape):
+    with pytest.raises(ValueError, match="cannot apply to 'w'"):
+        reg.check("w", shape)
+    with pytest.raises(ValueError, match=r"NuclearNorm\.row_axes must be"):
+        rj.NuclearNorm(1.0, row_axes=0.5)
