@@ -95,16 +95,22 @@ class Roles(NamedTuple):
         """The parts with one role per axis of their views; what has one role is one axis of a view."""
         return _cells([self._whole(axis) for axis in self.axes])
 
-    def cells_apart(self, kept: Container[tuple[Axis, ...]] = ()) -> list[Cell]:
-        """The same with factors and segments of one role apart, so that every axis of a view is one `Axis`.
+    def cells_apart(
+        self, wanted: Sequence[str], kept: Container[tuple[Axis, ...]] = ()
+    ) -> list[Cell]:
+        """The same with what has one of these roles apart, so that every such axis of a view is one `Axis`.
 
         But for sums that are no major factor: they are no windows. `kept`: classes of the leaves of other sums that stay
         whole.
         """
-        runs = [_runs(axis, kept) for axis in self.axes]
-        return _cells(
-            [list(_segments([[self.factor(f) for f in run] for run in some])) for some in runs]
-        )
+        return _cells([self._apart(axis, wanted, kept) for axis in self.axes])
+
+    def _apart(
+        self, axis: Axis, wanted: Sequence[str], kept: Container[tuple[Axis, ...]]
+    ) -> list[Segment]:
+        if not any(self.factor(leaf).role in wanted for leaf in axis.leaves()):
+            return self._whole(axis)
+        return list(_segments([[self.factor(f) for f in run] for run in _runs(axis, kept)]))
 
     def _whole(self, axis: Axis) -> list[Segment]:
         return _merged(list(_segments(_whole_runs(axis, self.factor))))

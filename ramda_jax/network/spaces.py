@@ -19,6 +19,9 @@ from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, Cell, Factor, Roles
 from ramda_jax.network.trace import Leaf
 from ramda_jax.subproblem import View
 
+# The roles of axes that tell which channel is read, or made, and by which layer of a stack.
+_READ, _MADE = (*INPUT, SCAN), (OUT, *STACK)
+
 # The classes of an axis of a view: one, or those of the segments of a sum.
 Axes = tuple[Axis, ...]
 
@@ -134,10 +137,10 @@ def spaces(
     understood = [r for r in every if (r.products or r.gathers) and not r.trouble]
     reading = [r for r in understood if r.products]
     # A sum that somebody reads as a minor factor (flattened) is no window: nobody is asked for its parts then.
-    kept = {
-        f.classes for r in reading for c in r.cells_apart() for f in c.factors if len(f.leaves) > 1
-    }
-    cells = {r.leaf: r.cells_apart(kept) for r in understood}
+    first = [f for r in reading for c in r.cells_apart(_READ) for f in c.factors if f.role in INPUT]
+    kept = {f.classes for f in first if len(f.leaves) > 1}
+    cells = {r.leaf: r.cells_apart(_READ, kept) for r in reading}
+    made = {r.leaf: r.cells_apart(_MADE, kept) for r in understood}
     readers: dict[frozenset[Axes], list[tuple[tuple[Axes, ...], Roles, Cell]]] = {}
     for role in reading:
         for cell in cells[role.leaf]:
@@ -170,9 +173,9 @@ def spaces(
         if any(v is None for v in views):
             texts.append("not every reader has it as axes of its own")
         pairs = [
-            (min(r.products or r.gathers), view(r, cell, wanted=(OUT, *STACK), classes=_made_by))
+            (min(r.products or r.gathers), view(r, cell, wanted=_MADE, classes=_made_by))
             for r in understood
-            for cell in cells[r.leaf]
+            for cell in made[r.leaf]
         ]
         writers = [slices for _, slices in sorted(pairs, key=lambda pair: pair[0]) if slices]
         own = tuple(v for v in views if v is not None)

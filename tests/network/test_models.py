@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import ramda_jax as rj
+from examples.models.gated_transformer import GatedTransformer
 from examples.models.resnet import ResNet
 from examples.models.transformer_xl import TransformerXL
 from examples.models.vgg import VGG
@@ -19,52 +20,6 @@ from ramda_jax.assignment import resolve
 from tests.network import masks
 
 S = jax.ShapeDtypeStruct
-
-
-class Gated(nnx.Module):
-    """A language model: RMSNorm, grouped queries, gated units; its layers stacked and scanned, or one by one."""
-
-    def __init__(self, features: int, layers: int, *, scanned: bool, rngs: nnx.Rngs) -> None:
-        d, hidden, width = features, 3 * features, features // 4
-        shapes = {
-            "norm": (d,),
-            "query": (d, 2, 2, width),
-            "key": (d, 2, width),
-            "value": (d, 2, width),
-            "output": (2, 2, width, d),
-            "second_norm": (d,),
-            "gate": (d, hidden),
-            "up": (d, hidden),
-            "down": (hidden, d),
-        }
-        draw = lambda *shape: nnx.Param(0.3 * jax.random.normal(rngs.params(), shape))
-        layer = lambda *stack: nnx.Dict({k: draw(*stack, *shape) for k, shape in shapes.items()})
-        self.embedding, self.norm, self.head = draw(50, d), draw(d), draw(d, 50)
-        self.layers = layer(layers) if scanned else nnx.List([layer() for _ in range(layers)])
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        values = lambda layer: {name: w[...] for name, w in layer.items()}
-        x = self.embedding[...][tokens]
-        if isinstance(self.layers, nnx.List):
-            for layer in self.layers:
-                x = _gated(x, values(layer))
-        else:
-            x, _ = jax.lax.scan(lambda x, w: (_gated(x, w), None), x, values(self.layers))
-        return _rms(x, self.norm[...]) @ self.head[...]
-
-
-def _rms(x: jax.Array, scale: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
-
-
-def _gated(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
-    y = _rms(x, w["norm"])
-    q = jnp.einsum("btd,dkgw->btkgw", y, w["query"])
-    k, v = (jnp.einsum("btd,dkw->btkw", y, w[n]) for n in ("key", "value"))
-    p = jax.nn.softmax(jnp.einsum("btkgw,bskw->bkgts", q, k))
-    x = x + jnp.einsum("bkgts,bskw,kgwd->btd", p, v, w["output"])
-    y = _rms(x, w["second_norm"])
-    return x + (jax.nn.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
 
 
 def _probabilities(model: TransformerXL, tokens: jax.Array) -> jax.Array:
@@ -116,8 +71,8 @@ MODELS = {
         _probabilities,
     ),
     "gated": Model(
-        lambda r: Gated(64, 12, scanned=False, rngs=r),
-        lambda r: Gated(16, 2, scanned=False, rngs=r),
+        lambda r: GatedTransformer(50, 64, 12, rngs=r),
+        lambda r: GatedTransformer(50, 16, 2, rngs=r),
         TOKENS,
         16,
     ),
@@ -218,7 +173,9 @@ def test_a_scan_over_layers_is_seen_as_the_layers_are():
     """Stacked layers have the channels that layers one by one have: those of a layer are of this layer only."""
     figures = []
     for scanned in (True, False):
-        model = nnx.eval_shape(lambda s=scanned: Gated(64, 12, scanned=s, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(
+            lambda s=scanned: GatedTransformer(50, 64, 12, scanned=s, rngs=nnx.Rngs(0))
+        )
         net = rj.network(model, *TOKENS)
         usable = [space for space in net.spaces() if not space.others]
         sizes = [slices.size for space in usable for slices in space.readers]
