@@ -31,6 +31,16 @@ def evaluate(value: Schedulable, count: chex.Array) -> chex.Array:
     return as_scalar(value(count) if callable(value) else value)
 
 
+def saturated(x: chex.Array, grad: chex.Array) -> chex.Array:
+    """x, an accumulator that has taken `grad`, no larger than the largest float; elementwise.
+
+    So a finite gradient never makes a state infinite, and NaN at the next step (0 times infinity). What gradients that are
+    not finite leave in it is NaN: that must be seen.
+    """
+    largest = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(x, -largest, largest) + 0 * grad
+
+
 def norm(x: chex.Array) -> chex.Array:
     """||x|| over all entries. Not `jnp.linalg.norm`: it reshapes, which an explicit mesh refuses for cut arrays."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))

@@ -90,7 +90,7 @@ def check_integer(name: str, value: Any, low: int) -> None:
 
 
 def check_steps(name: str, steps: Any) -> tuple[int, ...]:
-    """A strictly increasing sequence of positive step counts, as a tuple."""
+    """A strictly increasing sequence of positive step counts that an int32 can hold, as a tuple."""
     try:
         steps = tuple(steps)
     except TypeError:
@@ -99,6 +99,11 @@ def check_steps(name: str, steps: Any) -> tuple[int, ...]:
         ) from None
     for step in steps:
         check_integer(name, step, 1)
+    largest = 2**31 - 1
+    if any(step > largest for step in steps):
+        raise ValueError(
+            f"{name} must be at most {largest}, where counts of steps end, got {steps!r}."
+        )
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError(f"{name} must be strictly increasing, got {steps!r}.")
     return tuple(int(step) for step in steps)

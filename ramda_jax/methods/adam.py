@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
+import optax
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
@@ -51,8 +52,8 @@ class AdamState(NamedTuple):
 def _accumulate(arrays, grad, scalars):
     """Adam's moments, and the running maximum of the second one if it is kept."""
     b1, new1, b2, new2 = scalars
-    first = b1 * arrays[0] + new1 * grad
-    second = b2 * arrays[1] + new2 * (grad * grad)
+    first = _numerics.saturated(b1 * arrays[0] + new1 * grad, grad)
+    second = _numerics.saturated(b2 * arrays[1] + new2 * (grad * grad), grad)
     return (first, second, *(jnp.maximum(largest, second) for largest in arrays[2:]))
 
 
@@ -95,7 +96,7 @@ class Adam(base.Method):
         """At the 0-based step `count`."""
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         weight_decay = _numerics.evaluate(self.weight_decay, count)
-        t = count + 1
+        t = optax.safe_increment(count)
         return Constants(
             learning_rate,
             1 - learning_rate * weight_decay,

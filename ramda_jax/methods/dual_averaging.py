@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from ramda_jax import _numerics
 
@@ -39,7 +40,7 @@ def restarts(count: chex.Array, restart_steps: tuple[int, ...]) -> tuple[Any, ch
 def tick(clock: Clock, learning_rate: chex.Array, restart: Any) -> tuple[Clock, chex.Array]:
     """(the clock after one more step, s_t)."""
     clock = select(restart, start_clock(), clock)
-    step = clock.step + 1
+    step = optax.safe_increment(clock.step)
     # The count is cast first: the square root of an int32 is a float32 even under x64.
     weight = learning_rate * jnp.sqrt(_numerics.as_scalar(step))
     total, error = _numerics.compensated_add(clock.weight_sum, clock.weight_error, weight)
@@ -66,8 +67,10 @@ def step_scalars(weight: chex.Array, restart: Any) -> tuple[chex.Array, ...]:
     return (weight,) if restart is False else (weight, restart.astype(weight.dtype))
 
 
-def add(total: chex.Array, increment: chex.Array, scalars: tuple[chex.Array, ...]) -> chex.Array:
-    """total + increment, or increment alone where a stage starts (see `step_scalars`); one array."""
+def add(
+    total: chex.Array, increment: chex.Array, grad: chex.Array, scalars: tuple[chex.Array, ...]
+) -> chex.Array:
+    """total + increment, which `grad` makes, or increment alone where a stage starts (see `step_scalars`); one array."""
     for restart in scalars[1:]:
         total = jnp.where(restart > 0, jnp.zeros_like(total), total)
-    return total + increment
+    return _numerics.saturated(total + increment, grad)

@@ -18,7 +18,9 @@ from ramda_jax.transform import proximal_transformation
 def _pieces(arrays, param, scalars):
     """The subproblem times eta: v = eta mhat_t, x0 = (1 - eta wd) W^{t-1}, D = sqrt(nhat_t) + eps."""
     step, shrink, correction, eps = scalars
-    return step * arrays[0], shrink * param, _numerics.sqrt(arrays[-1] / correction) + eps
+    # Not the root of the quotient, which may be infinite.
+    metric = _numerics.sqrt(arrays[-1]) / _numerics.sqrt(correction) + eps
+    return step * arrays[0], shrink * param, metric
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ def _accumulate(arrays, grad, scalars):
     """m_t = (1 - c_t) m_{t-1} + c_t G_t."""
     (grad_average,) = arrays
     older, newest = scalars
-    return (older * grad_average + newest * grad,)
+    return (_numerics.saturated(older * grad_average + newest * grad, grad),)
 
 
 def _pieces(arrays, param, scalars):

@@ -20,8 +20,8 @@ def _accumulate(arrays, grad, scalars):
     grad_sum, grad_sq_sum, anchor = arrays
     weighted = scalars[0] * grad
     return (
-        dual_averaging.add(grad_sum, weighted, scalars),
-        dual_averaging.add(grad_sq_sum, weighted * grad, scalars),
+        dual_averaging.add(grad_sum, weighted, grad, scalars),
+        dual_averaging.add(grad_sq_sum, weighted * grad, grad, scalars),
         anchor,
     )
 

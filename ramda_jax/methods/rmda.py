@@ -18,7 +18,7 @@ from ramda_jax.transform import proximal_transformation
 def _accumulate(arrays, grad, scalars):
     """V_t = V_{t-1} + s_t G_t; W^0 stays."""
     grad_sum, anchor = arrays
-    return dual_averaging.add(grad_sum, scalars[0] * grad, scalars), anchor
+    return dual_averaging.add(grad_sum, scalars[0] * grad, grad, scalars), anchor
 
 
 def _pieces(arrays, param, scalars):
