@@ -50,9 +50,21 @@ from tests.methods import (
 Tree = Any
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=method_id)
+OTHERS = tuple(method for method in METHODS if method not in EITHER_METRIC)
 either_metric = pytest.mark.parametrize("method", EITHER_METRIC, ids=method_id)
 every_method_and_variant = pytest.mark.parametrize("method", METHODS + VARIANTS, ids=method_id)
 every_regularizer = pytest.mark.parametrize("regularizer", REGULARIZERS, ids=lambda r: r.__name__)
+
+
+def with_structure_or_without(methods: tuple[Method, ...]) -> pytest.MarkDecorator:
+    """All methods with a structure; without one, a method of each kind of metric: what is compiled is little."""
+    pairs = [(method, with_structure) for method in methods]
+    pairs += [(method, without) for method in EITHER_METRIC]
+    return pytest.mark.parametrize(
+        ("method", "regularizer"),
+        pairs,
+        ids=lambda v: method_id(v) if isinstance(v, Method) else v.__name__,
+    )
 
 
 STEPS = 3
@@ -70,8 +82,7 @@ def bare(method: Method) -> tuple[Any, Tree, list[Tree], Tree, Tree]:
 # ------------------------------------------------------------------------------- calling convention
 
 
-@every_method
-@every_regularizer
+@with_structure_or_without(METHODS)
 def test_unexpected_extra_arguments_are_accepted_change_nothing_and_do_not_recompile(
     method: Method, regularizer: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,8 +111,14 @@ def test_unexpected_extra_arguments_are_accepted_change_nothing_and_do_not_recom
 def test_map_params_with_the_identity_changes_nothing(
     method: Method, regularizer: Callable[..., Any]
 ) -> None:
-    tx, params = layer_tx(method, regularizer), layer_params()
-    _, state = run(tx, params, layer_grads(params, 1))
+    tx = layer_tx(method, regularizer)
+    state = tx.init(layer_params())
+    leaves, structure = jax.tree.flatten(state)
+    # Another value in each entry of each leaf.
+    numbers = [k + np.arange(leaf.size).reshape(leaf.shape) / 64 for k, leaf in enumerate(leaves)]
+    state = structure.unflatten(
+        np.asarray(n, leaf.dtype) for n, leaf in zip(numbers, leaves, strict=True)
+    )
     mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
     chex.assert_trees_all_equal_structs(mapped, state)
     chex.assert_trees_all_equal(mapped, state)
@@ -199,8 +216,7 @@ def test_thirty_thousand_steps_in_a_scan_converge(
 # ---------------------------------------------------------------------------------- hyperparameters
 
 
-@every_method_and_variant
-@every_regularizer
+@with_structure_or_without(METHODS + VARIANTS)
 def test_inject_hyperparams_gives_the_same_updates_and_inner_state(
     method: Method, regularizer: Callable[..., Any]
 ) -> None:
@@ -232,8 +248,14 @@ def test_an_injected_learning_rate_schedule_equals_one_passed_directly(method: M
         chex.assert_trees_all_close(direct, constant, rtol=1e-2)
 
 
-@every_method
-@pytest.mark.parametrize("wrap", [optax.constant_schedule, jnp.float32], ids=["schedule", "array"])
+@pytest.mark.parametrize(
+    ("method", "wrap"),
+    [(method, wrap) for method in EITHER_METRIC for wrap in (optax.constant_schedule, jnp.float32)]
+    + list(
+        zip(OTHERS, (optax.constant_schedule, jnp.float32, optax.constant_schedule), strict=True)
+    ),
+    ids=lambda v: method_id(v) if isinstance(v, Method) else v.__name__,
+)
 def test_constant_schedules_and_arrays_equal_floats(
     method: Method, wrap: Callable[[float], Any]
 ) -> None:
@@ -288,8 +310,7 @@ def test_the_update_has_the_dtype_of_the_parameter(
         chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
 
 
-@every_method
-@every_regularizer
+@with_structure_or_without(METHODS)
 def test_multi_steps_of_four_updates_at_the_fourth_call_only(
     method: Method, regularizer: Callable[..., Any]
 ) -> None:
@@ -373,16 +394,22 @@ def put_on(mesh: jax.sharding.Mesh, specs: Tree, tree: Tree) -> Tree:
     return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
 
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+MESHES = [
+    *((method, with_structure, kind) for method in EITHER_METRIC for kind in (AUTO, EXPLICIT)),
+    *(
+        (m, with_structure, kind)
+        for m, kind in zip(OTHERS, (EXPLICIT, AUTO, EXPLICIT), strict=True)
+    ),
+    *((method, without, EXPLICIT) for method in EITHER_METRIC),
+]
+
+
 @needs_eight
-@every_method
 @pytest.mark.parametrize(
-    ("regularizer", "axis_type"),
-    [
-        (with_structure, AxisType.Auto),
-        (with_structure, AxisType.Explicit),
-        (without, AxisType.Explicit),
-    ],
-    ids=["structure-Auto", "structure-Explicit", "without-Explicit"],
+    ("method", "regularizer", "axis_type"),
+    MESHES,
+    ids=lambda v: method_id(v) if isinstance(v, Method) else getattr(v, "__name__", str(v)),
 )
 def test_sharded_parameters_and_state_keep_their_sharding_under_jit(
     method: Method, regularizer: Callable[..., Any], axis_type: AxisType
@@ -521,7 +548,11 @@ def test_solver_stats_are_plain_scalars_with_a_small_residual(method: Method) ->
 def test_in_a_chain_after_clipping(method: Method) -> None:
     tx, params, grads, _, _ = bare(method)
     norm = 0.5 * min(float(optax.tree.norm(grad)) for grad in grads)
-    clipped = [optax.tree.scale(norm / optax.tree.norm(grad), grad) for grad in grads]
+    scales = [np.float32(norm / optax.tree.norm(grad)) for grad in grads]
+    clipped = [
+        jax.tree.map(lambda g, s=scale: s * np.asarray(g), grad)
+        for scale, grad in zip(scales, grads, strict=True)
+    ]
     expected, expected_state = run(tx, params, clipped)
     chained = optax.chain(optax.clip_by_global_norm(norm), tx)
     found, state = run(chained, params, grads)
@@ -529,8 +560,12 @@ def test_in_a_chain_after_clipping(method: Method) -> None:
     assert_same_extras(state, found, expected_state, expected)
 
 
-@every_method
-@pytest.mark.parametrize("rule", ["kernels", "by_path", "tree"])
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [(method, "kernels") for method in METHODS]
+    + [(method, rule) for method in EITHER_METRIC for rule in ("by_path", "tree")],
+    ids=lambda v: method_id(v) if isinstance(v, Method) else v,
+)
 def test_masked_steps_only_where_the_mask_says(method: Method, rule: str) -> None:
     tx, params, grads, bare_params, bare_state = bare(method)
     group = rj.GroupLasso(LAYER_STRENGTH)

@@ -10,8 +10,13 @@ import jax.numpy as jnp
 from ramda_jax import _numerics, _validation
 from ramda_jax.regularizers import base
 
-# None: -2, as a guess (`GroupNorm.settle`).
-GroupAxis = int | tuple[int, ...] | None
+GroupAxis = int | tuple[int, ...]
+
+
+class Guess(int):
+    """An axis that nobody has given: the number that it is, but `GroupNorm.settle` can tell."""
+
+    __slots__ = ()
 
 
 class Numbers(NamedTuple):
@@ -32,11 +37,10 @@ class Numbers(NamedTuple):
 
 
 def _set_group_axis(self: Any) -> None:
-    """Check `group_axis` and store it as an int, a tuple of ints or None."""
+    """Check `group_axis` and store it as an int or a tuple of ints."""
     axis = self.group_axis
-    if axis is not None:
-        axes = base.axes_of("group_axis", axis)
-        object.__setattr__(self, "group_axis", axis if isinstance(axis, int) else axes)
+    axes = base.axes_of("group_axis", axis)
+    object.__setattr__(self, "group_axis", axis if isinstance(axis, int) else axes)
 
 
 class GroupNorm(base.Regularizer):
@@ -57,13 +61,11 @@ class GroupNorm(base.Regularizer):
 
     @property
     def given_axes(self) -> tuple[int, ...]:
-        """The group axes as they were given, or guessed."""
-        if self.group_axis is None:
-            return (-2,)
+        """The group axes, as a tuple."""
         return (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
 
     def settle(self, shape: tuple[int, ...]) -> Any:
-        return self.along(-2) if self.group_axis is None else self
+        return self.along(int(self.group_axis)) if isinstance(self.group_axis, Guess) else self
 
     def reading(self, shape: tuple[int, ...]) -> str:
         kept = self._kept(len(shape))
@@ -148,8 +150,8 @@ class GroupLasso(GroupNorm):
     Args:
       strength: lambda >= 0; a number, a 0-d array or an optax schedule.
       group_axis: int or tuple; one group per index along it, norm over all other axes. -2 groups Dense and Conv
-        kernels of Flax by input, as the RAMDA paper does; -1 by output. None: -2 as a guess, of which the method warns
-        where an array may be something else (attention, stacked layers). `rj.network(...).inputs` need not guess.
+        kernels of Flax by input, as the RAMDA paper does; -1 by output. Where none is given, -2 is a guess, of which the
+        method warns where an array may be something else (attention, stacked layers); `rj.network(...).inputs` needs none.
       size_weighted: whether to weigh a group by the square root of its size.
 
     Raises:
@@ -166,7 +168,7 @@ class GroupLasso(GroupNorm):
 
     scored: ClassVar[str | None] = "strength"
     strength: base.Strength
-    group_axis: GroupAxis = base.static_field(default=None)
+    group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
@@ -201,7 +203,7 @@ class SparseGroupLasso(GroupNorm):
     scored: ClassVar[str | None] = "group"
     l1: base.Strength
     group: base.Strength
-    group_axis: GroupAxis = base.static_field(default=None)
+    group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:
@@ -245,7 +247,7 @@ class GroupMCP(GroupNorm):
     convex: ClassVar[bool] = False
     strength: base.Strength
     gamma: base.Strength
-    group_axis: GroupAxis = base.static_field(default=None)
+    group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 
     def __post_init__(self) -> None:

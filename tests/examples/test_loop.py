@@ -20,8 +20,18 @@ def fitted(run, seed=0):
 
 
 @pytest.fixture(scope="module")
-def fit_in_memory():
-    return fitted(tiny.tiny_run())
+def in_memory():
+    return loop.prepare(tiny.tiny_run(), tiny.RECIPE.load(None))
+
+
+@pytest.fixture(scope="module")
+def streamed():
+    return loop.prepare(tiny.tiny_run(stream="true"), tiny.RECIPE.load(None))
+
+
+@pytest.fixture(scope="module")
+def fit_in_memory(in_memory):
+    return loop.fit(in_memory, 0)
 
 
 def test_batch_statistics_and_dropout_keys_move_and_training_learns(fit_in_memory):
@@ -46,24 +56,19 @@ def test_evaluation_is_that_of_the_whole_set_at_once_in_evaluation_mode(fit_in_m
         np.testing.assert_allclose(fit.rows[-1][f"{part}_accuracy"], accuracy, rtol=1e-6)
 
 
-def test_a_streamed_set_is_trained_and_evaluated_like_one_in_memory(fit_in_memory):
-    program = loop.prepare(tiny.tiny_run(stream="true"), tiny.RECIPE.load(None))
-    fit = loop.fit(program, 0)
+def test_a_streamed_set_is_trained_and_evaluated_like_one_in_memory(fit_in_memory, streamed):
+    fit = loop.fit(streamed, 0)
     assert list(fit.rows[-1]) == list(fit_in_memory.rows[-1])
     assert fit.rows[-1]["step"] == 16
     # Another order of the examples, but the same evaluation, so the same quality.
     assert fit.rows[-1]["test_accuracy"] == pytest.approx(
         fit_in_memory.rows[-1]["test_accuracy"], abs=0.1
     )
-    again = loop.fit(program, 0)
+    again = loop.fit(streamed, 0)
     assert [row["objective"] for row in again.rows] == [row["objective"] for row in fit.rows]
 
 
-def test_a_stream_evaluates_the_same_weights_as_the_device_does():
-    run = tiny.tiny_run()
-    dataset = run.recipe.load(None)
-    in_memory = loop.prepare(run, dataset)
-    streamed = loop.prepare(tiny.tiny_run(stream="true"), dataset)
+def test_a_stream_evaluates_the_same_weights_as_the_device_does(in_memory, streamed):
     state = in_memory.start(0)
     state, _ = in_memory.epoch(state, in_memory.feed(0))
     for name, value in in_memory.evaluate(state).items():

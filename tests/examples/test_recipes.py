@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from examples import compare, download, loop, train
+from examples.data import Batch
 from examples.methods import Dense
 from examples.recipe import SCALES, make_run
 from examples.recipes import RECIPES
@@ -21,10 +23,12 @@ from tests.examples.test_mnist_linear import read_csv, read_json
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_scale_of_every_method_is_a_run_that_reaches_its_stages(recipe):
-    for scale in SCALES:
-        for optimizer in recipe.methods:
-            settings = make_run(recipe, optimizer, scale).settings
-            assert all(stage < settings.epochs for stage in settings.stages)
+    # Each run traces its network: every scale with the first method, every method at the first scale.
+    first, *others = recipe.methods
+    runs = [(first, scale) for scale in SCALES] + [(other, next(iter(SCALES))) for other in others]
+    for optimizer, scale in runs:
+        settings = make_run(recipe, optimizer, scale).settings
+        assert all(stage < settings.epochs for stage in settings.stages)
     methods = list(recipe.methods.values())
     assert any(isinstance(method, Dense) for method in methods)
     assert all(isinstance(m, Dense) or m.strength > 0 for m in methods)
@@ -112,16 +116,35 @@ NETWORKS = {
         },
     ),
 }
-IMAGES = [(name, n) for name in RECIPES for n in NETWORKS if name.endswith(n)]
+IMAGES = {name: n for name in RECIPES for n in NETWORKS if name.endswith(n)}
+# Each network and each set of images.
+WHOLE = ("cifar100_vgg19", "fashion_mnist_resnet50", "imagenet_resnet50", "cifar_vit_mim")
 
 
-@pytest.mark.parametrize(("name", "network"), IMAGES)
-def test_an_image_recipe_learns_gains_structure_and_goes_on_where_it_stopped(
-    tmp_path, image_data, name, network
-):
-    structure, method, overrides = NETWORKS[network]
+def program_of(name, image_data):
+    _, method, overrides = NETWORKS[IMAGES[name]]
     run = make_run(RECIPES[name], method, "smoke", {"batch_size": "10", **overrides})
-    program = loop.prepare(run, run.recipe.load(image_data[name.split("_")[0]]))
+    return loop.prepare(run, run.recipe.load(image_data[name.split("_")[0]]))
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in WHOLE])
+def test_a_step_of_an_image_recipe_takes_its_data(image_data, name):
+    """Their networks are trained on another set below."""
+    program = program_of(name, image_data)
+    start = lambda: program.start(0)
+    rows = jax.tree.map(lambda x: x[:10], program.arrays.train)
+    batch = Batch(rows.inputs, rows.targets, np.ones(10, np.float32))
+    state = jax.eval_shape(start)
+    after, _ = jax.eval_shape(program.task.train_step, state, batch, jax.random.key(0))
+    same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), after, state)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_an_image_recipe_learns_gains_structure_and_goes_on_where_it_stopped(
+    tmp_path, image_data, name
+):
+    structure, program = NETWORKS[IMAGES[name]][0], program_of(name, image_data)
     whole = fitted(tmp_path / "whole", program)
     assert whole.rows[-1]["train_loss"] < whole.rows[0]["train_loss"]
     assert max(row[f"structured_{structure}"] for row in whole.rows) > 0

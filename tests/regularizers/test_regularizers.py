@@ -98,12 +98,16 @@ def test_prox_is_the_weighted_prox_in_the_identity_metric(name):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_prox_beats_a_fine_grid(name):
     ours, _ = PAIRS[name]
+    entries = lambda z: np.asarray(ours.entries(jnp.asarray(z)))
+    x = np.array([-2.5, -1.0, -0.3, 0.0, 1e-3, 0.6, 0.99, 1.0, 1.7])[:, None]
+    metric = np.broadcast_to([0.2, 1.0, 7.0], (9, 3))
+    x = np.broadcast_to(x, metric.shape)
+    found = np.asarray(ours.weighted_prox(jnp.asarray(x), jnp.asarray(metric), 1.0))
+    ours_cost = 0.5 * metric * (found - x) ** 2 + entries(found)
     grid = np.linspace(-4, 4, 40_001)
-    for x in [-2.5, -1.0, -0.3, 0.0, 1e-3, 0.6, 0.99, 1.0, 1.7]:
-        for metric in [0.2, 1.0, 7.0]:
-            cost = lambda z: 0.5 * metric * (z - x) ** 2 + np.asarray(ours.entries(jnp.asarray(z)))  # noqa: B023 (called within the turn)
-            found = np.asarray(ours.weighted_prox(jnp.asarray([x]), jnp.asarray([metric]), 1.0))
-            assert cost(found)[0] <= cost(grid).min() + 1e-12
+    penalty = entries(grid)
+    for cost, at, weight in zip(ours_cost.ravel(), x.ravel(), metric.ravel(), strict=True):
+        assert cost <= (0.5 * weight * (grid - at) ** 2 + penalty).min() + 1e-12
 
 
 @pytest.mark.parametrize("name", CONVEX)

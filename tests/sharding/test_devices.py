@@ -32,20 +32,23 @@ METHODS = {
 STRUCTURES = {"groups": rj.GroupLasso(0.05), "rank": rj.NuclearNorm(0.2)}
 
 
-def normal(seed, dtype=jnp.float64, lead=()):
+def drawn(seed, lead=()):
     rng = np.random.default_rng(seed)
-    draw = lambda shape: jnp.asarray(0.3 * rng.standard_normal((*lead, *shape)), dtype)
+    draw = lambda shape: 0.3 * rng.standard_normal((*lead, *shape))
     return jax.tree.map(draw, SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def normal(seed, dtype=jnp.float64):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn(seed))
 
 
 def batches_of(number, dtype=jnp.float64):
     """Examples around a mean of which some groups, and some directions, are small and the others are not."""
-    fade = lambda x: x * jnp.linspace(1, 0, x.shape[-2])[:, None] ** 2 if x.ndim > 1 else x
-    mean = jax.tree.map(fade, normal(0, dtype))
-    noisy = lambda m, n: (2 * m + 0.3 * n).astype(dtype)
+    fade = lambda x: x * np.linspace(1, 0, x.shape[-2])[:, None] ** 2 if x.ndim > 1 else x
+    mean = jax.tree.map(fade, drawn(0))
+    noisy = lambda m, n: jnp.asarray(2 * m + 0.3 * n, dtype)
     return [
-        jax.tree.map(noisy, mean, normal(seed, dtype, lead=(EXAMPLES,)))
-        for seed in range(1, 1 + number)
+        jax.tree.map(noisy, mean, drawn(seed, lead=(EXAMPLES,))) for seed in range(1, 1 + number)
     ]
 
 
@@ -145,9 +148,25 @@ def assert_close(tree, expected, rtol):
         np.testing.assert_array_equal(x == 0, y == 0)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("method", METHODS)
-def test_eight_devices_train_as_one_does(method, structure):
+# Each method goes each way, and each structure; each structure goes each way.
+TRIALS = [
+    ("ramda", "groups", ("jit", "shard_map", "pmap")),
+    ("ramda", "rank", ("shard_map",)),
+    ("rmda", "groups", ("shard_map",)),
+    ("rmda", "rank", ("jit", "pmap")),
+    ("prox_sgd", "groups", ("jit", "pmap")),
+    ("prox_sgd", "rank", ("shard_map",)),
+    ("prox_adamw", "groups", ("jit", "shard_map")),
+    ("prox_adamw", "rank", ("pmap",)),
+    ("prox_ssi", "groups", ("shard_map", "pmap")),
+    ("prox_ssi", "rank", ("jit",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "structure", "ways"), TRIALS, ids=lambda v: v if isinstance(v, str) else "+".join(v)
+)
+def test_eight_devices_train_as_one_does(method, structure, ways):
     psi = STRUCTURES[structure]
     make = functools.partial(METHODS[method], regularizer=psi)
     with jax.enable_x64(True):
@@ -157,8 +176,8 @@ def test_eight_devices_train_as_one_does(method, structure):
         one, structured, stats = on_one_device(make, params, batches)
         measure = rj.group_sparsity if structure == "groups" else rj.low_rank_level
         assert 0 < measure(structured, psi) < 1  # the structure is not trivial
-        for way, run in WAYS.items():
-            params_there, structured_there, stats_there, copies = run(make, params, batches)
+        for way in ways:
+            params_there, structured_there, stats_there, copies = WAYS[way](make, params, batches)
             assert_close(params_there, one, 1e-10)
             assert_close(structured_there, structured, 1e-10)
             assert set(stats_there) == set(stats), way
@@ -168,22 +187,40 @@ def test_eight_devices_train_as_one_does(method, structure):
                 np.testing.assert_array_equal(x, x[:1].repeat(len(x), 0))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def narrow(single, half):
+    """Arrays of both narrow types in one tree, so that one program takes steps on both."""
+    return {
+        "float32": {k: single[k] for k in ("dense", "odd")},
+        "bfloat16": {k: half[k] for k in ("dense", "conv")},
+    }
+
+
+def narrow_problem():
+    """(what makes the transformation, parameters, batches)."""
+    types = (jnp.float32, jnp.bfloat16)
+    make = functools.partial(rj.ramda, 0.1, rj.GroupLasso(0.1))
+    batches = map(narrow, *(batches_of(6, dtype) for dtype in types))
+    return make, narrow(*(normal(0, dtype) for dtype in types)), list(batches)
+
+
+@functools.cache
+def narrow_on_one_device():
+    return on_one_device(*narrow_problem())
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_narrow_types_agree_to_rounding(way, dtype):
+def test_narrow_types_agree_to_rounding(way):
     # The means over examples are summed in another order, which moves a gradient by some eps of its terms; the solve
     # is a contraction of that. bfloat16 gradients round at 2^-8, and the accumulators, in float32, average it out.
-    make = functools.partial(rj.ramda, 0.1, rj.GroupLasso(0.1))
-    params = normal(0, dtype)
-    batches = batches_of(6, dtype)
-    one, structured, _ = on_one_device(make, params, batches)
-    there, structured_there, _, _ = WAYS[way](make, params, batches)
-    rtol = 1e-5 if dtype == jnp.float32 else 4e-2
+    one, structured, _ = narrow_on_one_device()
+    there, structured_there, _, _ = WAYS[way](*narrow_problem())
     for tree, expected in ((there, one), (structured_there, structured)):
-        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
-            assert x.dtype == dtype
-            x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-            np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max())
+        for dtype, rtol in (("float32", 1e-5), ("bfloat16", 4e-2)):
+            both = zip(jax.tree.leaves(tree[dtype]), jax.tree.leaves(expected[dtype]), strict=True)
+            for x, y in both:
+                assert x.dtype == y.dtype == dtype
+                x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+                np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max())
 
 
 # Parameters that are cut themselves: across groups over "model", along them over "data", or not at all.
@@ -205,18 +242,44 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("case", CUT)
-def test_cut_parameters_give_the_same_and_everything_keeps_its_sharding(case, kind):
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+# Both kinds of mesh for the two kinds of solve, of entries and of whole matrices; one for what the others add.
+CUT_ON = [
+    ("group lasso", AUTO),
+    ("group lasso", EXPLICIT),
+    ("sparse group lasso", AUTO),
+    ("group MCP", EXPLICIT),
+    ("L1", AUTO),
+    ("L1", EXPLICIT),
+    ("nuclear norm", AUTO),
+    ("nuclear norm", EXPLICIT),
+    ("a solver of whole arrays", AUTO),
+]
+
+
+def cut_problem(case):
+    """(what makes the transformation, parameters, gradients)."""
     psi, solver = CUT[case]
     make = functools.partial(rj.ramda, 0.1, psi, solver=solver, restart_steps=(3,))
+    params = normal(0)
+    slope = jax.jit(jax.grad(loss))
+    return make, params, [slope(params, batch) for batch in batches_of(5)]
+
+
+@functools.cache
+def uncut(case):
+    """(parameters, structured parameters, statistics) on one device."""
+    make, params, grads = cut_problem(case)
+    tx = make()
+    params, state = train_on(tx, params, tx.init(params), grads)
+    return params, rj.structured_params(state, params), rj.solver_stats(state)
+
+
+@pytest.mark.parametrize(("case", "kind"), CUT_ON, ids=str)
+def test_cut_parameters_give_the_same_and_everything_keeps_its_sharding(case, kind):
     with jax.enable_x64(True):
-        params = normal(0)
-        batches = batches_of(5)
-        grads = [jax.grad(loss)(params, batch) for batch in batches]
-        tx = make()
-        one, one_state = train_on(tx, params, tx.init(params), grads)
-        structured, stats = rj.structured_params(one_state, one), rj.solver_stats(one_state)
+        make, params, grads = cut_problem(case)
+        one, structured, stats = uncut(case)
         mesh = auto_mesh((4, 2), ("data", "model"), kind)
         with jax.set_mesh(mesh):
             # An explicit mesh knows how parameters are cut.
@@ -242,23 +305,26 @@ def test_cut_parameters_give_the_same_and_everything_keeps_its_sharding(case, ki
         assert cut_as(state.method.grad_sum["dense"]["kernel"]) == P("data", "model")
 
 
-def train_on(tx, params, state, grads):
-    @jax.jit
+def step_given(tx):
+    """A step for gradients."""
+
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return train(step, params, state, grads)
+    return step
+
+
+def train_on(tx, params, state, grads):
+    return train(jax.jit(step_given(tx)), params, state, grads)
 
 
 def test_large_arrays_that_do_not_divide_are_cut_across_their_groups():
     columns = 8 * (placement.LARGE // 56 + 1)
     psi = rj.GroupLasso(0.05)
     params = {"kernel": jnp.ones((7, columns)), "other": {"kernel": jnp.ones((3, 5))}}
-    grads = {
-        "kernel": jnp.linspace(-1, 1, 7 * columns).reshape(7, columns),
-        "other": {"kernel": jnp.ones((3, 5))},
-    }
+    slope = np.linspace(-1, 1, 7 * columns, dtype=np.float32).reshape(7, columns)
+    grads = {"kernel": jnp.asarray(slope), "other": {"kernel": jnp.ones((3, 5))}}
     tx = rj.ramda(0.1, psi)
     expected, _ = train_on(tx, params, tx.init(params), [grads] * 3)
     tx = rj.ramda(0.1, psi, placement=rj.Placement("data", auto_mesh()))
@@ -268,24 +334,48 @@ def test_large_arrays_that_do_not_divide_are_cut_across_their_groups():
         np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
+def some(tree):
+    return {k: tree[k] for k in ("dense", "odd")}
+
+
+@functools.cache
+def plain_step():
+    """What one device does, compiled once: (parameters, state, gradients) -> (parameters, state)."""
+    tx = rj.ramda(0.1, rj.GroupLasso(0.1))
+    return tx, jax.jit(step_given(tx))
+
+
+def assert_near(found, expected):
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+def clipped(grads, norm=0.5):
+    whole = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(grads)))
+    assert whole > norm
+    return jax.tree.map(lambda x: x * (norm / whole), grads)
+
+
 @pytest.mark.parametrize(
-    "wrap",
+    ("wrap", "meant"),
     [
-        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-        lambda tx: optax.apply_if_finite(tx, 3),
-        lambda tx: optax.chain(optax.clip_by_global_norm(0.5), tx),
+        (lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(), lambda g: [g]),
+        (lambda tx: optax.apply_if_finite(tx, 3), lambda g: [g] * 2),
+        (
+            lambda tx: optax.chain(optax.clip_by_global_norm(0.5), tx),
+            lambda g: [clipped(g)] * 2,
+        ),
     ],
     ids=["MultiSteps", "apply_if_finite", "chain"],
 )
-def test_wrapped_transformations_are_spread_as_well(wrap):
-    make = lambda **kwargs: wrap(rj.ramda(0.1, rj.GroupLasso(0.1), **kwargs))
-    params, grads = normal(0, jnp.float32), normal(1, jnp.float32)
-    tx = make()
-    expected, _ = train_on(tx, params, tx.init(params), [grads] * 2)
-    tx = make(placement=rj.Placement("data", auto_mesh()))
+def test_wrapped_transformations_are_spread_as_well(wrap, meant):
+    """`meant`: the gradients of the bare transformation that two of the wrapped one come to."""
+    params, grads = some(normal(0, jnp.float32)), some(normal(1, jnp.float32))
+    plain, step = plain_step()
+    expected, _ = train(step, params, plain.init(params), meant(grads))
+    tx = wrap(rj.ramda(0.1, rj.GroupLasso(0.1), placement=rj.Placement("data", auto_mesh())))
     found, state = train_on(tx, params, tx.init(params), [grads] * 2)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    assert_near(found, expected)
     (mine,) = states.find_states(state)
     assert cut_as(mine.method.anchor["dense"]["kernel"]) == P("data")
 
@@ -295,17 +385,15 @@ def test_a_placement_can_be_injected():
     tx = optax.inject_hyperparams(rj.ramda)(
         learning_rate=0.1, regularizer=rj.GroupLasso(0.1), placement=rj.Placement("data", mesh)
     )
-    params = normal(0, jnp.float32)
-    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
-    plain = rj.ramda(0.1, rj.GroupLasso(0.1))
-    expected, _ = jax.jit(plain.update)(params, plain.init(params), params)
-    for x, y in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    params = some(normal(0, jnp.float32))
+    found, _ = train_on(tx, params, tx.init(params), [params])
+    plain, step = plain_step()
+    assert_near(found, step(params, plain.init(params), params)[0])
 
 
 def test_a_gradient_that_is_not_finite_shows_in_the_residual_on_all_devices():
     tx = rj.ramda(0.1, rj.GroupLasso(0.1), placement=rj.Placement("data", auto_mesh()))
-    params, grads = normal(0, jnp.float32), normal(1, jnp.float32)
+    params, grads = some(normal(0, jnp.float32)), some(normal(1, jnp.float32))
     grads["dense"]["kernel"] = grads["dense"]["kernel"].at[3, 2].set(jnp.nan)
     there, state = train_on(tx, params, tx.init(params), [grads])
     assert np.isnan(rj.solver_stats(state)["residual/dense/kernel"])
