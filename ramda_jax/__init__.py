@@ -12,7 +12,7 @@ from ramda_jax.methods.prox_sgd import prox_sgd
 from ramda_jax.methods.prox_ssi import prox_ssi
 from ramda_jax.methods.ramda import ramda
 from ramda_jax.methods.rmda import rmda
-from ramda_jax.network import Network, network
+from ramda_jax.network import Compact, Network, compact, load_compact, network
 from ramda_jax.regularizers import (
     L0,
     L1,
@@ -54,6 +54,7 @@ __all__ = [
     "AcceleratedProximalGradient",
     "Assignment",
     "Binarize",
+    "Compact",
     "DouglasRachford",
     "ElasticNet",
     "GroupLasso",
@@ -71,11 +72,13 @@ __all__ = [
     "SparseGroupLasso",
     "View",
     "by_path",
+    "compact",
     "coupled",
     "describe",
     "final_momentum_schedule",
     "group_sparsity",
     "kernels",
+    "load_compact",
     "low_rank_level",
     "multistep",
     "network",

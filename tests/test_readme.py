@@ -9,7 +9,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_readmes_code_runs():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     exec(compile("".join(BLOCKS), "README.md", "exec"), {})
 
 

@@ -1,12 +1,25 @@
 """Networks, seen from their computation: roles of axes, channels, costs. Knows nothing of methods and solvers.
 
     trace -> flow (over `axes`) -> roles -> spaces -> assignments, cost
+    flat -> needs -> emit: compaction
 
-`network` is what users call.
+`network` and `compact` are what users call.
 """
 
+from ramda_jax.network.compaction import Compact, Report, compact, load_compact
 from ramda_jax.network.cost import ArrayCost, Cost
 from ramda_jax.network.network import Network, network
 from ramda_jax.network.spaces import Slices, Space
 
-__all__ = ["ArrayCost", "Cost", "Network", "Slices", "Space", "network"]
+__all__ = [
+    "ArrayCost",
+    "Compact",
+    "Cost",
+    "Network",
+    "Report",
+    "Slices",
+    "Space",
+    "compact",
+    "load_compact",
+    "network",
+]

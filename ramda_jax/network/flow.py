@@ -197,7 +197,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_ELEMENTWISE = _names(
+ELEMENTWISE_NAMES = _names(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
     ceil clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
     erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
@@ -262,7 +262,7 @@ class _Walker:
         return [dataclasses.replace(v, parametric=True) for v in results]
 
     def rule(self, name: str) -> Callable[[Any, list[Value]], list[Value]] | None:
-        if name in _ELEMENTWISE:
+        if name in ELEMENTWISE_NAMES:
             return self.elementwise
         if name in _REDUCTIONS:
             return self.reduction
@@ -930,7 +930,7 @@ def _computed(equation: Any, operands: Sequence[Value]) -> list[Value] | None:
     known = [v.known for v in operands]
     small = all(n <= _SMALL for n in sizes) and all(k is not None for k in known)
     name = equation.primitive.name
-    plain = name in _ELEMENTWISE or name in _REARRANGEMENTS
+    plain = name in ELEMENTWISE_NAMES or name in _REARRANGEMENTS
     if not (small and plain) or name in ("sharding_constraint", "optimization_barrier"):
         return None
     with jax.ensure_compile_time_eval():

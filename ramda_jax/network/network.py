@@ -14,9 +14,10 @@ from ramda_jax.network import flow as flows
 from ramda_jax.network import roles as parts
 from ramda_jax.network import spaces as channel_spaces
 from ramda_jax.network.assignments import FromNetwork
+from ramda_jax.network.compaction import Compact, compact
 from ramda_jax.network.cost import Cost
 from ramda_jax.network.spaces import Space
-from ramda_jax.network.trace import Program, is_array, trace
+from ramda_jax.network.trace import Program, is_array, nnx_module, nnx_with, trace
 from ramda_jax.regularizers import GroupNorm, Regularizer
 
 
@@ -27,8 +28,9 @@ class Network:
       paths, shapes: of its parameters.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:
         self._program = program
+        self._call = call
         self._flow = flows.flow(program)
         self._roles = parts.roles(self._flow)
         self._spaces = functools.cache(self._find_spaces)
@@ -170,6 +172,20 @@ class Network:
             values.append(jax.device_get(x))
         return values
 
+    def compact(self, params: chex.ArrayTree) -> Compact:
+        """`compact` of the function that the network was seen with, on these parameters.
+
+        Args:
+          params: with values, a tree like that the network was seen with.
+        """
+        apply_fn, args, kwargs = self._call
+        if nnx_module(apply_fn):
+            module = nnx_with(apply_fn, params)
+            return compact(module, *args, **kwargs)
+        if nnx_module(args[0]):
+            return compact(apply_fn, nnx_with(args[0], params), *args[1:], **kwargs)
+        return compact(apply_fn, params, *args[1:], **kwargs)
+
     def describe(self) -> str:
         """A table of the parameters and of the channel spaces, and what was not understood and why."""
         found = self._spaces("whole", False)
@@ -266,4 +282,4 @@ def network(apply_fn: Any, *args: Any, **kwargs: Any) -> Network:
       space  made by  channels  readers  parameters  also
       1      up              6        1          18     -
     """
-    return Network(trace(apply_fn, args, kwargs))
+    return Network(trace(apply_fn, args, kwargs), (apply_fn, args, kwargs))

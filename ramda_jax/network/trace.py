@@ -48,6 +48,13 @@ def nnx_module(x: Any) -> bool:
     return module is not None and isinstance(x, module)
 
 
+def nnx_with(module: Any, params: chex.ArrayTree) -> Any:
+    """A copy of a module of Flax NNX with other parameters."""
+    nnx: Any = sys.modules["flax.nnx"]
+    graph, _, rest = nnx.split(module, nnx.Param, ...)
+    return nnx.merge(graph, params, rest)
+
+
 def _is_linen(apply_fn: Any) -> bool:
     """Whether it is the bound `apply` of a Linen module."""
     module = getattr(sys.modules.get("flax.linen"), "Module", None)

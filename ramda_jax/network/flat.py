@@ -1,0 +1,101 @@
+"""A jaxpr without calls: one list of equations, the same for every batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+# Elementwise functions whose derivative is not that of what they are made of (0 where max(x, 0) has 1/2).
+UNITS = {"relu": jax.nn.relu, "relu6": jax.nn.relu6}
+
+_CALLS = frozenset(
+    """jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call
+    custom_vjp_call_jaxpr""".split()  # noqa: SIM905 (a list of names)
+)
+
+
+class Constant(NamedTuple):
+    """An operand that is none of the values: a literal, or a constant of the jaxpr."""
+
+    value: Any
+
+
+Atom = int | Constant
+
+
+class Equation(NamedTuple):
+    """One equation.
+
+    Attributes:
+      name: of its primitive, or `unit` and a key of `UNITS`.
+      equation: of the jaxpr.
+      operands: the numbers of values, or constants.
+      results: the numbers of values.
+    """
+
+    name: str
+    equation: Any
+    operands: tuple[Atom, ...]
+    results: tuple[int, ...]
+
+
+class Flat(NamedTuple):
+    """A program.
+
+    Attributes:
+      equations: in order.
+      inputs: the numbers of its inputs, which are the first.
+      outputs: its results.
+      shapes: of every value.
+    """
+
+    equations: list[Equation]
+    inputs: tuple[int, ...]
+    outputs: tuple[Atom, ...]
+    shapes: list[tuple[int, ...]]
+
+
+def flatten(closed: core.ClosedJaxpr) -> Flat:
+    """Inline all calls."""
+    equations: list[Equation] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def new(var: Any) -> int:
+        shapes.append(tuple(getattr(var.aval, "shape", ())))
+        return len(shapes) - 1
+
+    def run(jaxpr: Any, constants: Sequence[Any], operands: Sequence[Atom]) -> list[Atom]:
+        known: dict[Any, Atom] = dict(
+            zip(jaxpr.constvars, [Constant(c) for c in constants], strict=True)
+        )
+        known.update(zip(jaxpr.invars, operands, strict=True))
+
+        def read(atom: Any) -> Atom:
+            return Constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+
+        for equation in jaxpr.eqns:
+            given = [read(atom) for atom in equation.invars]
+            name = equation.primitive.name
+            if name in _CALLS:
+                unit = equation.params.get("name") if name == "custom_jvp_call" else None
+                if unit in UNITS:
+                    name = f"unit {unit}"
+                else:
+                    found = equation.params.values()
+                    inner = next(p for p in found if isinstance(p, (core.Jaxpr, core.ClosedJaxpr)))
+                    body = getattr(inner, "jaxpr", inner)
+                    results = run(body, getattr(inner, "consts", ()), given)
+                    known.update(zip(equation.outvars, results, strict=True))
+                    continue
+            numbers = tuple(new(var) for var in equation.outvars)
+            known.update(zip(equation.outvars, numbers, strict=True))
+            equations.append(Equation(name, equation, tuple(given), numbers))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    jaxpr = closed.jaxpr
+    inputs = tuple(new(var) for var in jaxpr.invars)
+    outputs = run(jaxpr, closed.consts, inputs)
+    return Flat(equations, inputs, tuple(outputs), shapes)
