@@ -239,6 +239,12 @@ HOSTILE = {
     "a type in use that changes": entries(
         array(SHAPE, u1(), bytes(6144)), b"h\x04(K\x03U\x01|NNNK\x08K\x08K\x3ftb"
     ),
+    "a type in use that grows": entries(  # reading it would leave the array's memory
+        array(b"K\x00M\x00\x0c\x86", u1(), b""),
+        b"]("
+        + array(b"K\x08\x85", u1(b"(K\x03U\x01|NNNK\x08K\x01K\x00tb").replace(b"u1", b"S8"), b"x" * 64)
+        + b"h\x04(K\x03U\x01|NNNJ\x00\x00\x00\x10K\x01K\x00tb0e",
+    ),
     "a type of itself": entries(array(SHAPE, u1(b"(K\x03U\x01|h\x04h\x04NNNNtb"), b"x")),
     "operations": b"\x80\x02" + b"]" * 2**20 + b".",
     "bytes without end": (
