@@ -7,25 +7,30 @@ server allows that. Archives are unpacked without letting a member leave the fol
 import argparse
 import hashlib
 import http.client
+import os
 import shutil
 import sys
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from examples.data.base import DataError
+from examples.data.base import DataError, in_words, open_file
 from examples.data.imagenet import HOW_TO_GET_IT
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+_LARGEST_FILE = 2**30
+"""Bytes of a file whose size is not known."""
+_LARGEST_SET = 2**34
+"""Bytes of all that an archive holds; LJSpeech has 4 billion."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ SETS: dict[str, tuple[Remote, ...]] = {
         Remote(
             f"{_CIFAR}/cifar-10-python.tar.gz",
             "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            170_498_071,
         ),
     ),
     "cifar100": (
@@ -160,7 +166,7 @@ def fetch_set(name: str, folder: Path, console: Console) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: expected a folder to write to ({error.strerror})") from error
+        raise DataError(f"{folder}: expected a folder to write to ({in_words(error)})") from error
     for remote in SETS[name]:
         path = fetch(remote, folder, console)
         if path.name.endswith((".zip", ".tar.gz", ".tar.bz2")):
@@ -175,7 +181,7 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
             the right file is kept as `NAME.part`, what is wrong is removed.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
-    if path.exists():
+    if os.path.exists(path):
         if sha256(path) == remote.sha256:
             return path
         raise DataError(
@@ -184,19 +190,40 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
         )
     _receive(remote, part, console)
     found = sha256(part)
-    if found != remote.sha256:
+    try:
+        if found == remote.sha256:
+            return part.rename(path)
         part.unlink()
+    except OSError as error:
+        raise DataError(f"{path}: expected a file to write to ({in_words(error)})") from error
+    raise DataError(
+        f"{remote.url}: expected SHA-256 {remote.sha256}, got {found}: removed what came"
+    )
+
+
+def _received(part: Path) -> int:
+    """Bytes that came in an earlier run.
+
+    Raises:
+        DataError: what is there is not a file of its own; writing would go elsewhere, or wait.
+    """
+    if not os.path.lexists(part):
+        return 0
+    if part.is_symlink() or not part.is_file():
         raise DataError(
-            f"{remote.url}: expected SHA-256 {remote.sha256}, got {found}: removed what came"
+            f"{part}: expected a file that was begun, found a link or another kind of file: "
+            "remove it to begin anew"
         )
-    return part.rename(path)
+    return part.stat().st_size
 
 
 def _receive(remote: Remote, part: Path, console: Console) -> None:
     """Appends to `part` what is missing of it; begins anew where the server has no ranges."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _received(part)
     if have and have == remote.size:
         return
+    if have > (remote.size or _LARGEST_FILE):  # it cannot be the beginning of the file
+        have = 0
     request = urllib.request.Request(remote.url, headers={"User-Agent": "ramda_jax examples"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -204,23 +231,40 @@ def _receive(remote: Remote, part: Path, console: Console) -> None:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             resumed = response.status == 206 and _starts_at(response, have)
             expected = _expected_size(remote, response, have if resumed else 0)
-            with part.open("ab" if resumed else "wb") as file:
-                _copy(response, file, have if resumed else 0, expected, remote.name, console)
+            with _open_part(part, anew=not resumed) as file:
+                have = have if resumed else 0
+                sent = _copy(response, file, have, expected, remote.name, console)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the hash will tell
+        error.close()
+        if error.code == 416 and have:  # nothing is left to send: the hash will tell
             return
         raise DataError(
-            f"{remote.url}: expected the file, got {error.code} {error.reason}"
+            f"{remote.url}: expected the file, got {error.code} {in_words(Exception(error.reason))}"
         ) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # ValueError: an address that the server sends on to, or a length, that is none
         raise DataError(
-            f"{remote.url}: could not be received in full ({error}); run the command again to go on"
+            f"{remote.url}: could not be received in full ({in_words(error)}); "
+            "run the command again to go on"
         ) from error
+    if not sent:
+        part.unlink()
+        raise DataError(
+            f"{remote.url}: expected at most {expected or _LARGEST_FILE} bytes, the server sends "
+            "more: removed what came"
+        )
     size = part.stat().st_size
     if expected is not None and size < expected:
         raise DataError(
             f"{remote.url}: expected {expected} bytes, got {size}: run the command again to go on"
         )
+
+
+def _open_part(part: Path, anew: bool) -> BinaryIO:
+    """The file to append to, or to begin; a link that took its place since is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(part, flags, 0o666), "wb")
 
 
 def _starts_at(response: Any, position: int) -> bool:
@@ -229,16 +273,22 @@ def _starts_at(response: Any, position: int) -> bool:
 
 def _expected_size(remote: Remote, response: Any, have: int) -> int | None:
     """Bytes of the whole file: as published, else as the server says."""
-    length = response.headers.get("Content-Length")
-    told = have + int(length) if length is not None and length.isdigit() else None
+    length = str(response.headers.get("Content-Length", ""))
+    told = have + int(length) if length.isdecimal() and len(length) < 20 else None
     if remote.size is not None and told is not None and told != remote.size:
         raise DataError(f"{remote.url}: expected {remote.size} bytes, the server offers {told}")
+    if remote.size is None and told is not None and told > _LARGEST_FILE:
+        raise DataError(
+            f"{remote.url}: expected at most {_LARGEST_FILE} bytes, the server offers {told}"
+        )
     return remote.size if remote.size is not None else told
 
 
 def _copy(
     source: Any, target: Any, have: int, expected: int | None, name: str, console: Console
-) -> None:
+) -> bool:
+    """Copies the rest of a file, no more of it than is expected; tells whether that was all."""
+    left = (_LARGEST_FILE if expected is None else expected) - have
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -247,41 +297,64 @@ def _copy(
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=expected, completed=have)
-        while chunk := source.read(_CHUNK):
-            target.write(chunk)
+        while chunk := source.read(min(_CHUNK, left + 1)):
+            target.write(chunk[:left])
+            if len(chunk) > left:
+                return False
+            left -= len(chunk)
             bar.update(task, advance=len(chunk))
+    return True
 
 
 def sha256(path: Path) -> str:
     """The file's hash, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_file(path, "a file to verify", _LARGEST_SET) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({in_words(error)})") from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a .zip or .tar archive into a folder, whole or not at all.
 
     Raises:
-        DataError: it is damaged, or a member would leave the folder.
+        DataError: it is damaged, a member would leave the folder, or it holds too much.
     """
     inside = folder / f".{archive.name}.unpacking"
     shutil.rmtree(inside, ignore_errors=True)
-    inside.mkdir()
     try:
+        inside.mkdir()
         if archive.suffix == ".zip":
             _unzip(archive, inside)
         else:
             with tarfile.open(archive) as tar:
-                tar.extractall(inside, filter="data")
+                tar.extractall(inside, filter=_counting(archive))
         for entry in inside.iterdir():
             target = folder / entry.name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             entry.rename(target)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DataError(f"{archive}: expected a sound archive ({error})") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive can raise almost anything
+        raise DataError(f"{archive}: expected a sound archive ({in_words(error)})") from error
     finally:
         shutil.rmtree(inside, ignore_errors=True)
+
+
+def _counting(archive: Path) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
+    """Python's filter for data, which also refuses members that are too large together."""
+    left = _LARGEST_SET
+
+    def check(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal left
+        left -= member.size
+        if left < 0:
+            raise DataError(f"{archive}: expected at most {_LARGEST_SET} bytes in it, found more")
+        return tarfile.data_filter(member, path)
+
+    return check
 
 
 def _unzip(archive: Path, folder: Path) -> None:
@@ -290,7 +363,9 @@ def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if not (root / name).resolve().is_relative_to(root):
-                raise DataError(f"{archive}: expected members inside the folder, found {name}")
+                raise DataError(f"{archive}: expected members inside the folder, found {name!r}")
+        if sum(member.file_size for member in file.infolist()) > _LARGEST_SET:
+            raise DataError(f"{archive}: expected at most {_LARGEST_SET} bytes in it, found more")
         file.extractall(folder)
 
 

@@ -6,14 +6,19 @@ The filters are triangles on Slaney's mel scale (linear up to 1 kHz, then logari
 2 over its support, so that a filter's output does not grow with its width.
 """
 
+import os
 import wave
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from examples.data.base import DataError
+from examples.data.base import DataError, in_words, open_file
+
+_LONGEST_SECONDS = 120
+"""Of a recording; those of the sets read here have up to 10 seconds, and one of Asterisk's 73."""
 
 
 @dataclass(frozen=True)
@@ -99,36 +104,62 @@ def window(audio: Audio) -> np.ndarray:
 
 
 def count_samples(path: Path, audio: Audio) -> int:
-    """Samples of a WAV file by its header, which is checked; and the file's size against it."""
+    """Samples of a WAV file by its header, which is checked; and the file's size against it.
+
+    Raises:
+        DataError: the file is missing, damaged, of another kind of sound, or too long.
+    """
+    with open_file(path, "a WAV file", _largest_file(audio)) as file:
+        return _check_sound(path, _open_wave(path, file), os.fstat(file.fileno()).st_size, audio)
+
+
+def _largest_file(audio: Audio) -> int:
+    """Bytes of the longest sound, and as many as for half a second for what else a file tells."""
+    return round(2 * audio.sample_rate * (_LONGEST_SECONDS + 0.5))
+
+
+def _open_wave(path: Path, file: BinaryIO) -> wave.Wave_read:
     try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            samples = file.getnframes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a WAV file, found no such file") from None
-    except (wave.Error, EOFError, OSError) as error:
+        return wave.open(file, "rb")
+    except Exception as error:  # a damaged header can raise almost anything
         raise DataError(
-            f"{path}: expected a WAV file, but it is truncated or corrupt ({error})"
+            f"{path}: expected a WAV file, but it is truncated or corrupt ({in_words(error)})"
         ) from error
+
+
+def _check_sound(path: Path, sound: wave.Wave_read, size: int, audio: Audio) -> int:
+    """Samples of a sound; `size` is that of its file."""
+    found = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
+    samples = sound.getnframes()
     if found != (1, 2, audio.sample_rate):
         channels, width, rate = found
         raise DataError(
             f"{path}: expected one channel of 16 bits at {audio.sample_rate} Hz, "
             f"found {channels} of {8 * width} at {rate} Hz"
         )
-    if samples == 0 or path.stat().st_size < 2 * samples:
+    if samples == 0 or size < 2 * samples:
         raise DataError(
             f"{path}: expected {samples} samples by its header (and at least one), "
-            f"found {path.stat().st_size} bytes: truncated"
+            f"found {size} bytes: truncated"
+        )
+    if samples > _LONGEST_SECONDS * audio.sample_rate:
+        raise DataError(
+            f"{path}: expected at most {_LONGEST_SECONDS} seconds, "
+            f"found {samples / audio.sample_rate:.1f}"
         )
     return samples
 
 
 def read_sound(path: Path, audio: Audio) -> np.ndarray:
-    """The samples of a WAV file in [-1, 1) (n,) float32."""
-    expected = count_samples(path, audio)
-    with wave.open(str(path), "rb") as file:
-        content = file.readframes(expected)
+    """The samples of a WAV file in [-1, 1) (n,) float32.
+
+    Raises:
+        DataError: as `count_samples`, or the file is truncated.
+    """
+    with open_file(path, "a WAV file", _largest_file(audio)) as file:
+        sound = _open_wave(path, file)
+        expected = _check_sound(path, sound, os.fstat(file.fileno()).st_size, audio)
+        content = sound.readframes(expected)
     if len(content) != 2 * expected:
         raise DataError(
             f"{path}: expected {expected} samples by its header, "

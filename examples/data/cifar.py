@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from the Python batches of the authors' archives."""
 
-import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from examples.data.base import DataError, Dataset, read_bytes, require_folder
+from examples.data import pickled
+from examples.data.base import DataError, Dataset, in_words, read_bytes, require_folder
 
 # Per-channel mean and standard deviation of the 50,000 training images, as fractions of 255.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 
-# What a pickled dictionary of strings, lists and NumPy arrays needs; nothing else is loaded, so a
-# file from anywhere cannot run code.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
+_MOST_IMAGES = {10: 10_000, 100: 50_000}
+"""In a file, by the number of classes."""
+
+_LARGEST_IMAGE = 2 * 3072 + 512
+"""Bytes of a file for an image: Python 3 writes a byte as two in protocol 2; labels and a name."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +89,46 @@ def read_batch(path: Path, label_key: str, classes: int) -> tuple[np.ndarray, np
     Raises:
         DataError: the file is missing, truncated, or not such a batch.
     """
-    content = read_bytes(path, "a Python batch of CIFAR")
+    content = read_bytes(path, "a Python batch of CIFAR", _MOST_IMAGES[classes] * _LARGEST_IMAGE)
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = pickled.load(content)
     except Exception as error:  # a damaged pickle can raise almost anything
         raise DataError(
             f"{path}: expected a pickled Python batch of CIFAR, "
-            f"but it is truncated or corrupt ({type(error).__name__}: {error})"
+            f"but it is truncated or corrupt ({type(error).__name__}: {in_words(error)})"
         ) from error
-    data, labels = _entry(path, batch, "data"), _entry(path, batch, label_key)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+    data = _array(path, _entry(path, batch, "data"))
+    if data is None or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         raise DataError(f"{path}: expected data of shape (images, 3072) in bytes, found other data")
-    targets = np.asarray(labels)
-    if targets.shape != data.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
-        raise DataError(
-            f"{path}: expected {len(data)} integer labels, one per image, "
-            f"found an array of shape {targets.shape}"
-        )
-    if len(data) == 0 or targets.min() < 0 or targets.max() >= classes:
-        raise DataError(f"{path}: expected images with labels from 0 to {classes - 1}")
+    targets = _labels(path, _entry(path, batch, label_key), len(data), classes)
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), targets.astype(np.int32)
+    return np.ascontiguousarray(images), targets
+
+
+def _array(path: Path, found: Any) -> np.ndarray | None:
+    """The array that an entry stands for; nothing if it stands for none."""
+    try:
+        return found.to_numpy() if isinstance(found, pickled.Array) else None
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path}: expected a pickled Python batch of CIFAR, "
+            f"but it is truncated or corrupt ({error})"
+        ) from error
+
+
+def _labels(path: Path, found: Any, count: int, classes: int) -> np.ndarray:
+    """Labels (n,) int32 from a list of integers or an array."""
+    array = _array(path, found)
+    labels = found if array is None else array.ravel().tolist()
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise DataError(f"{path}: expected {count} integer labels, one per image, found others")
+    if len(labels) != count or (array is not None and array.ndim != 1):
+        raise DataError(
+            f"{path}: expected {count} integer labels, one per image, found {len(labels)}"
+        )
+    if not all(0 <= label < classes for label in labels):
+        raise DataError(f"{path}: expected images with labels from 0 to {classes - 1}")
+    return np.array(labels, np.int32)
 
 
 def _entry(path: Path, batch: Any, key: str) -> Any:
@@ -123,10 +138,3 @@ def _entry(path: Path, batch: Any, key: str) -> Any:
             if name in batch:
                 return batch[name]
     raise DataError(f"{path}: expected a dictionary with the entry {key}, found none")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch")
-        return super().find_class(module, name)

@@ -3,13 +3,13 @@
 import gzip
 import math
 import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
-from examples.data.base import DataError, Dataset, Split, read_bytes, require_folder
+from examples.data.base import DataError, Dataset, Split, open_file, read_up_to, require_folder
 
 # Mean and standard deviation of the pixels (in [0, 1]) of the 60,000 training images of each set.
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -19,6 +19,9 @@ FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 
 _IDX_UNSIGNED_BYTE = 0x08
+
+# The largest drop-in replacement, QMNIST, has 402,953 images.
+_LARGEST_FILE = 2**19 * 28 * 28
 
 # Of the training images, those that `data.split=valid` holds out: as many as are tested on.
 _VALIDATION_IMAGES = 10_000
@@ -181,8 +184,6 @@ def _check_images(
             f"{images_path}: expected images of 28 x 28 pixels, "
             f"found {images.shape[1]} x {images.shape[2]}"
         )
-    if len(images) == 0:
-        raise DataError(f"{images_path}: expected at least one image, found none")
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path}: expected {len(images)} labels, one per image of "
@@ -201,14 +202,33 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         DataError: the file cannot be read, or its header or length is not that of such an array.
     """
-    content = read_bytes(path, "an IDX file")
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: expected a gzip file, but it is truncated or corrupt ({error})"
-            ) from error
+    with open_file(path, "an IDX file", _LARGEST_FILE) as file:
+        if path.suffix != ".gz":
+            return _read_array(path, file, "an IDX file", dimensions)
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            return _read_array(path, cast(BinaryIO, unpacked), "a gzip file", dimensions)
+
+
+def _read_array(path: Path, file: BinaryIO, what: str, dimensions: int) -> np.ndarray:
+    """The array of an open file, of which no more is read than its header tells."""
+    shape = _read_shape(path, read_up_to(path, file, what, 4 + 4 * dimensions), dimensions)
+    expected = math.prod(shape)
+    sizes = " x ".join(map(str, shape))
+    if not 0 < expected <= _LARGEST_FILE:
+        raise DataError(
+            f"{path}: expected 1 to {_LARGEST_FILE:,} values by its header, found {sizes}"
+        )
+    content = read_up_to(path, file, what, expected + 1)
+    if len(content) != expected:
+        found = "found more: too long"
+        if len(content) < expected:
+            found = f"found {len(content)}: truncated"
+        raise DataError(f"{path}: expected {expected} bytes for {sizes} values, {found}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_shape(path: Path, content: bytes, dimensions: int) -> tuple[int, ...]:
+    """The sizes that a header tells."""
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _IDX_UNSIGNED_BYTE, dimensions))
     if content[:4] != magic[: len(content)] or not content:
@@ -222,15 +242,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{path}: expected an IDX header of {header} bytes, "
             f"found a file of {len(content)}: truncated"
         )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + math.prod(shape)
-    if len(content) != expected:
-        what = "truncated" if len(content) < expected else "too long"
-        sizes = " x ".join(map(str, shape))
-        raise DataError(
-            f"{path}: expected {expected} bytes for {sizes} values, found {len(content)}: {what}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return struct.unpack(f">{dimensions}I", content[4:header])
 
 
 def _find_idx(data_dir: Path, stem: str, ending: str, name: str) -> Path:

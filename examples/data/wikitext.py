@@ -7,6 +7,7 @@ segments that follow each other, so that its memory of one segment is there for 
     stream b, segment i    inputs w[b n + i tgt : b n + (i + 1) tgt], targets one word later
 """
 
+import io
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from examples.data.base import Batch, DataError, Split, Stream, require_folder
+from examples.data.base import Batch, DataError, Split, Stream, in_words, open_file, require_folder
 from examples.data.pipeline import Shard, this_process
 
 END, UNKNOWN = "<eos>", "<unk>"
+# WikiText-103 has 541 million bytes, 267,735 different words and no line of a million characters.
+_LARGEST_FILE, _MOST_WORDS, _LONGEST_LINE = 2**30, 2**22, 2**22
+
 PADDING = -1
 """The target where there is no word; a loss leaves it out."""
 
@@ -138,6 +142,8 @@ def number_words(
     numbers = array("i")
     for line in lines:
         numbers.extend([first.setdefault(word, len(first)) for word in line])
+        if len(first) > _MOST_WORDS:
+            raise DataError(f"{path}: expected at most {_MOST_WORDS:,} different words, found more")
     text = np.frombuffer(numbers, np.int32)
     by_frequency = np.argsort(-np.bincount(text), kind="stable")
     rank = np.empty(len(first), np.int32)
@@ -186,23 +192,31 @@ def encode_words(lines: Iterable[Sequence[str]], numbers: dict[str, int], path: 
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
-    """The words of each line and the end of line."""
+    """The words of each line and the end of line; only a line feed ends one."""
     found = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
+        with (
+            open_file(path, "a text of words", _LARGEST_FILE) as file,
+            io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text,
+        ):
+            while line := text.readline(_LONGEST_LINE):
                 words = line.split()
                 found += len(words)
                 if "\0" in line:
                     raise DataError(f"{path}: expected a text in UTF-8, found zero bytes: corrupt")
+                if len(line) == _LONGEST_LINE:
+                    raise DataError(
+                        f"{path}: expected lines of fewer than {_LONGEST_LINE:,} characters, "
+                        "found a longer one"
+                    )
                 yield [*words, END]
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected a text of words, found no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: expected a text in UTF-8, but it is truncated or corrupt ({error.reason})"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: expected a text of words, cannot read it ({error})") from error
+        raise DataError(
+            f"{path}: expected a text of words, cannot read it ({in_words(error)})"
+        ) from error
     if not found:
         raise DataError(f"{path}: expected a text of words, found an empty file")

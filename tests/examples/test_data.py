@@ -277,7 +277,7 @@ def test_crops_are_of_the_right_part():
 
 BAD_IMAGENET = {
     "truncated": ("train/n02/1.JPEG", lambda content: content[:300], "truncated or corrupt"),
-    "not JPEG": ("train/n02/1.JPEG", lambda content: b"hello", "truncated or corrupt"),
+    "not JPEG": ("train/n02/1.JPEG", lambda content: b"hello", "found another format"),
 }
 
 

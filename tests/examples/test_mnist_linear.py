@@ -179,7 +179,7 @@ def _cut(content):
 
 BAD_FILES = {
     "missing": ("train-labels-idx1-ubyte", lambda content: None, "found no such file"),
-    "truncated": ("train-images-idx3-ubyte", _cut, "expected 235216 bytes for 300 x 28 x 28"),
+    "truncated": ("train-images-idx3-ubyte", _cut, "expected 235200 bytes for 300 x 28 x 28"),
     "too long": ("train-labels-idx1-ubyte", lambda content: content + b"x", "too long"),
     "empty": ("train-labels-idx1-ubyte", lambda content: b"", "an empty file"),
     "header only in part": ("train-labels-idx1-ubyte", lambda content: content[:6], "header of 8"),
