@@ -58,6 +58,14 @@ class Flat(NamedTuple):
     shapes: list[tuple[int, ...]]
 
 
+def _unit(equation: Any) -> str | None:
+    """The name of a function that has a derivative of its own."""
+    if equation.primitive.name != "custom_jvp_call":
+        return None
+    inner = equation.params["call_jaxpr"].jaxpr.eqns
+    return inner[0].params.get("name") if len(inner) == 1 else None
+
+
 def flatten(closed: core.ClosedJaxpr) -> Flat:
     """Inline all calls."""
     equations: list[Equation] = []
@@ -80,7 +88,7 @@ def flatten(closed: core.ClosedJaxpr) -> Flat:
             given = [read(atom) for atom in equation.invars]
             name = equation.primitive.name
             if name in _CALLS:
-                unit = equation.params.get("name") if name == "custom_jvp_call" else None
+                unit = _unit(equation)
                 if unit in UNITS:
                     name = f"unit {unit}"
                 else:

@@ -33,9 +33,9 @@ def check(apply: Any, params: Any, *inputs: Any, tolerance: float = 1e-5) -> Any
             for x in inputs
         ]
         whole = apply(params, *more)
-        scale = float(jnp.max(jnp.abs(whole)))
+        scale = max(float(jnp.max(jnp.abs(whole))), 1e-3)
         found = jax.jit(small.apply)(small.params, *more)
-        np.testing.assert_allclose(found, whole, atol=tolerance * max(scale, 1e-3))
+        np.testing.assert_allclose(found, whole, atol=tolerance * scale)
     loss = lambda f: lambda p: jnp.sum(jnp.sin(f(p, *more) / scale))
     dense = jax.jit(jax.grad(loss(apply)))(params)
     cut = jax.jit(jax.grad(loss(small.apply)))(small.params)
@@ -69,7 +69,7 @@ def with_zero_groups(assignment: Any, params: Any, share: float, seed: int) -> A
     return treedef.unflatten(leaves)
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(networks(), st.sampled_from([0.3, 0.7, 1.0]), st.integers(0, 2**30))
 def test_random_networks_with_random_zero_groups(layers, share, seed):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _init(layers, seed))
