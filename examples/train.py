@@ -14,8 +14,9 @@ from rich.console import Console
 
 import ramda_jax as rj
 from examples import loop, parallel, plots, report
-from examples.checkpoint import Checkpoints
+from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
+from examples.folder import claimed, writing
 from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
 from examples.recipes import RECIPES, find
 
@@ -41,14 +42,14 @@ def _train(options: argparse.Namespace) -> int:
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
     )
     out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
-    checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
-    dataset = run.recipe.load(options.data_dir)
-    program = loop.prepare(run, dataset, devices)
-    make_folder(out)
-    console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
-    assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
-    console.print(assignment, markup=False, highlight=False, soft_wrap=True)
-    with checkpoints:
+    if options.resume:
+        require_any(out)  # before a folder is made for nothing
+    with claimed(out), Checkpoints(out, run, run.settings.seed, options.resume) as checkpoints:
+        dataset = run.recipe.load(options.data_dir)
+        program = loop.prepare(run, dataset, devices)
+        console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
+        assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
+        console.print(assignment, markup=False, highlight=False, soft_wrap=True)
         fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
     report.print_table(console, [(run, program, [fit])])
     console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
@@ -79,8 +80,10 @@ def train_into(
             advance(row)
 
         fit = loop.fit(program, seed, on_epoch, checkpoints)
-    report.write_json(out / "summary.json", report.summary(run, program, fit, dataset))
-    plots.plot_run(out / "curves.png", run, fit)
+    with writing(out / "summary.json") as path:
+        report.write_json(path, report.summary(run, program, fit, dataset))
+    with writing(out / "curves.png") as path:
+        plots.plot_run(path, run, fit)
     return fit
 
 
@@ -150,16 +153,6 @@ def run_command(command: Callable[[], int]) -> int:
     except (RecipeError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def make_folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(
-            f"--out {path}: expected a folder that can be written ({error.strerror})"
-        ) from error
-    return path
 
 
 if __name__ == "__main__":
