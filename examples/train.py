@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ramda_jax as rj
-from examples import loop, parallel, plots, report
+from examples import interrupt, loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
 from examples.folder import claimed, writing
@@ -22,7 +22,9 @@ from examples.recipes import RECIPES, find
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 if training diverged, 2 if what was asked for is wrong."""
+    """Runs the command; returns 0, 1 if training diverged, 2 if what was asked for is wrong, 130 or 143
+    if SIGINT or SIGTERM ended it.
+    """
     parser = argument_parser("python -m examples.train", "Train one recipe with one method.")
     parser.add_argument(
         "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
@@ -147,12 +149,18 @@ def parse_command(
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The command's exit status; what the user can put right is one line on stderr and 2."""
+    """The command's exit status; what the user can put right is one line on stderr and 2, a signal
+    one line and 128 more than its number, as a shell has it.
+    """
     try:
-        return command()
+        with interrupt.handled():
+            return command()
     except (RecipeError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except interrupt.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
 
 
 if __name__ == "__main__":
