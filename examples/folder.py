@@ -4,8 +4,8 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from examples import parallel
@@ -39,11 +39,13 @@ def make_folder(path: Path) -> Path:
 def claimed(path: Path) -> Iterator[Path]:
     """A run's folder, made where there is none, for one run at a time; the first process claims it.
 
-    The system gives the claim up when the process ends, however it does; the file stays.
+    The system gives the claim up when the process ends, however it does; the file stays. What was
+    made for a run that left nothing there, as what was asked for was wrong, goes again.
 
     Raises:
         RecipeError: another run has it, or it cannot be written.
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     if not parallel.leads():
         yield path
@@ -55,7 +57,18 @@ def claimed(path: Path) -> Iterator[Path]:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
-        yield path
+        try:
+            yield path
+        finally:
+            _leave_nothing(path, made)
+
+
+def _leave_nothing(path: Path, made: Sequence[Path]) -> None:
+    with suppress(OSError):  # something else has come to be there, or all is gone
+        if made and [entry.name for entry in path.iterdir()] == [LOCK]:
+            (path / LOCK).unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 def _lock(path: Path, file: int) -> None:

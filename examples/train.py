@@ -46,13 +46,15 @@ def _train(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
     if options.resume:
         require_any(out)  # before a folder is made for nothing
-    with claimed(out), Checkpoints(out, run, run.settings.seed, options.resume) as checkpoints:
+    with claimed(out):
+        checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
         dataset = run.recipe.load(options.data_dir)
         program = loop.prepare(run, dataset, devices)
         console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
         assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
         console.print(assignment, markup=False, highlight=False, soft_wrap=True)
-        fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
+        with checkpoints:
+            fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
     report.print_table(console, [(run, program, [fit])])
     console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
     if fit.diverged and parallel.leads():

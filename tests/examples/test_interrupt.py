@@ -11,7 +11,7 @@ import pytest
 
 from examples import compare, interrupt, loop, report, search, train
 from examples.checkpoint import FOLDER, Checkpoints
-from examples.folder import LOCK, claimed
+from examples.folder import LOCK, claimed, make_folder
 from examples.interrupt import Interrupted
 from examples.recipe import RecipeError
 from examples.recipes import RECIPES
@@ -243,7 +243,7 @@ def test_an_out_that_is_no_folder_is_said_before_anything_is_read(tmp_path, caps
 
 
 def test_a_folder_is_claimed_once_at_a_time(tmp_path):
-    out = tmp_path / "run"
+    out = make_folder(tmp_path / "run")
     refused = pytest.raises(RecipeError, match="another run is writing there")
     with claimed(out), refused, claimed(out):
         pass
