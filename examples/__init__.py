@@ -10,6 +10,7 @@
 | `parallel.py` | how a step runs on the devices there are |
 | `in_memory.py`, `streaming.py` | the two ways to make epochs of steps |
 | `loop.py`, `checkpoint.py` | epochs, their figures, and checkpoints between them |
+| `digests.py`, `folder.py`, `interrupt.py`, `quiet.py` | what a run may meet: damage, full disks, other runs, signals |
 | `report.py`, `plots.py` | what a run leaves behind |
 | `classification.py`, `language.py`, `speech.py` | losses and metrics; text drawn from a model |
 | `griffin_lim.py` | spectrograms -> sound |

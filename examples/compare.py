@@ -10,12 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, any_in
 from examples.data import Dataset, Stream
+from examples.folder import claimed, writing
 from examples.recipe import (
     Recipe,
     RecipeError,
@@ -28,7 +30,6 @@ from examples.recipe import (
 from examples.recipes import find
 from examples.train import (
     argument_parser,
-    make_folder,
     parse_command,
     run_command,
     start_devices,
@@ -70,25 +71,35 @@ def _compare(options: argparse.Namespace) -> int:
     names = options.methods.split(",") if options.methods else list(recipe.methods)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides), names)
     out = options.out or Path("runs") / f"{recipe.name}-compare"
-    dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
-    results: list[tuple[Run, loop.Program, list[loop.Fit]]] = []
-    for run in runs:
-        program = loop.prepare(run, dataset, devices)
-        fits = []
-        for seed in range(run.settings.seed, run.settings.seed + options.seeds):
-            folder = make_folder(
-                out / (run.optimizer if options.seeds == 1 else f"{run.optimizer}-seed{seed}")
-            )
-            resume = options.resume and any_in(folder)
-            with Checkpoints(folder, run, seed, resume) as checkpoints:
-                fits.append(train_into(folder, program, dataset, seed, console, checkpoints))
-        results.append((run, program, fits))
-    if parallel.leads():
-        _write(out, results, dataset, console)
+    with claimed(out):
+        dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
+        results = [(run, *_fits(run, dataset, out, options, devices, console)) for run in runs]
+        if parallel.leads():
+            with writing(out):
+                _write(out, results, dataset, console)
     diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
     if diverged and parallel.leads():
         print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
     return int(bool(diverged))
+
+
+def _fits(
+    run: Run,
+    dataset: Any,
+    out: Path,
+    options: argparse.Namespace,
+    devices: parallel.OneDevice,
+    console: Console,
+) -> tuple[loop.Program, list[loop.Fit]]:
+    """A method's program, and what it came to from every seed, each in a folder of its own."""
+    program = loop.prepare(run, dataset, devices)
+    fits = []
+    for seed in range(run.settings.seed, run.settings.seed + options.seeds):
+        folder = out / (run.optimizer if options.seeds == 1 else f"{run.optimizer}-seed{seed}")
+        resume = options.resume and any_in(folder)
+        with claimed(folder), Checkpoints(folder, run, seed, resume) as checkpoints:
+            fits.append(train_into(folder, program, dataset, seed, console, checkpoints))
+    return program, fits
 
 
 def _write(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from examples import interrupt
 from examples.data import Batch, Dataset
 from examples.parallel import WHOLE, Compiled, OneDevice, require_divisible
 from examples.recipe import RecipeError, Run
@@ -52,6 +53,7 @@ class BySteps(NamedTuple):
         (key, drawn), total = self.parallel.enter(start, WHOLE)
         state = state._replace(key=key)
         for number in range(self.steps):
+            interrupt.between_steps()
             state, total = self.step(state, arrays, drawn, np.int32(number), total)
         return state, total / self.steps
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 import jax
 from flax import nnx
 
-from examples import in_memory, streaming
+from examples import in_memory, interrupt, streaming
 from examples.checkpoint import Checkpoints
 from examples.data import Dataset, Stream
 from examples.data.pipeline import as_stream
@@ -24,6 +24,9 @@ Row = dict[str, float]
 """The figures of one epoch, by name; every row of a run has the same names."""
 
 Program = InMemory | Streaming
+
+# What an epoch may still take after a signal, where a checkpoint can be written at its end.
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,20 @@ def fit(
         on_epoch: called with each epoch's row, while the device works on the next epoch; first of
             all with the rows of a run that is resumed.
         checkpoints: where to write them, and to resume from.
+
+    Raises:
+        Interrupted: by a signal, after a checkpoint where there is one to be.
     """
+    with interrupt.deferred(_PATIENCE_SECONDS if checkpoints and checkpoints.every else 0):
+        return _fit(program, seed, on_epoch, checkpoints)
+
+
+def _fit(
+    program: Program,
+    seed: int,
+    on_epoch: Callable[[Row], None],
+    checkpoints: Checkpoints | None,
+) -> Fit:
     state, feed = program.start(seed), program.feed(seed)
     rows: list[Row] = []
     if checkpoints and (restored := checkpoints.restore(state)):
@@ -125,19 +141,29 @@ def fit(
         _set_position(feed, position)
         for row in rows:
             on_epoch(row)
+    if number := interrupt.waiting():  # the run before this one in a comparison was at its end
+        raise _interrupted(number, f"before epoch {len(rows) + 1}", program, checkpoints)
     recorder = _Recorder(program, rows, on_epoch)
-    for epoch in range(len(rows) + 1, program.run.settings.epochs + 1):
+    epochs = program.run.settings.epochs
+    for epoch in range(len(rows) + 1, epochs + 1):
         if not recorder.finite:
             break
-        state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder)
+        try:
+            state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder)
+        except interrupt.Interrupted as stop:
+            raise _interrupted(stop.number, f"in epoch {epoch}", program, checkpoints) from None
         if not recorder.finite:
             break
         metrics = {**program.evaluate(state), "solver_iterations": iterations}
         recorder.pending = (metrics, step_seconds)
-        if checkpoints and checkpoints.due(epoch):
+        number = interrupt.waiting() if epoch < epochs else 0  # after the last all is done
+        if checkpoints and (checkpoints.due(epoch) or (number and checkpoints.every)):
             recorder.flush()
             if recorder.finite:
                 checkpoints.save(epoch, state, _position(feed), recorder.rows)
+        if number:
+            recorder.flush()
+            raise _interrupted(number, f"after epoch {epoch}", program, checkpoints)
     recorder.flush()
     seconds = recorder.seconds
     structured = program.task.structured(state.opt_state, state.params)
@@ -145,6 +171,22 @@ def fit(
         (state.params, structured, state.model_state)
     )
     return Fit(seed, recorder.rows, params, structured, model_state, seconds)
+
+
+def _interrupted(
+    number: int, where: str, program: Program, checkpoints: Checkpoints | None
+) -> interrupt.Interrupted:
+    """What a signal ends the run with, once its last checkpoint is written."""
+    run = program.run
+    last = checkpoints.wait() if checkpoints else None
+    if last:
+        then = f"--resume goes on from epoch {last + 1}"
+    else:
+        why = "none is written yet" if run.settings.checkpoint_every else "checkpoint_every=0"
+        then = f"no checkpoint ({why}), so the run begins anew"
+    return interrupt.Interrupted(
+        number, f"{where} of {run.settings.epochs} ({run.optimizer}): {then}"
+    )
 
 
 def _timed_epoch(

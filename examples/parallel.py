@@ -370,6 +370,8 @@ def initialize() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     number = lambda name: int(os.environ[name]) if name in os.environ else None
+    # It would take SIGTERM for itself, and the run would never hear of one.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             num_processes=number("JAX_NUM_PROCESSES"),

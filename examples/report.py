@@ -6,7 +6,7 @@ import math
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.table import Table
 
 import ramda_jax as rj
 from examples.data import Dataset, Stream
+from examples.folder import writing
 from examples.loop import Fit, Program, Row
 from examples.methods import Dense
 from examples.overrides import plain_fields
@@ -33,18 +34,24 @@ _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 @contextmanager
 def csv_log(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that appends a row to a CSV file whose header is the names of the first row."""
-    with path.open("w", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
+    with writing(path):
+        file = path.open("w", newline="")
+    writer: csv.DictWriter[str] | None = None
 
-        def write(row: Mapping[str, Any]) -> None:
-            nonlocal writer
+    def write(row: Mapping[str, Any]) -> None:
+        nonlocal writer
+        with writing(path):
             if writer is None:
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 writer.writeheader()
             writer.writerow(row)
             file.flush()
 
+    try:
         yield write
+    finally:
+        with suppress(OSError):  # every row was flushed; one that could not be has said so
+            file.close()
 
 
 @contextmanager

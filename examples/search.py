@@ -18,12 +18,12 @@ from rich.table import Table
 
 from examples import loop, parallel, report
 from examples.data import Dataset, Stream
+from examples.folder import claimed
 from examples.overrides import RecipeError
 from examples.recipe import Run, make_run, split_overrides
 from examples.recipes import find
 from examples.train import (
     argument_parser,
-    make_folder,
     parse_command,
     run_command,
     start_devices,
@@ -56,16 +56,16 @@ def _search(options: argparse.Namespace) -> int:
         for trial in trials(overrides)
     ]
     out = options.out or Path("runs") / f"{recipe.name}-{options.optimizer}-search"
-    dataset = runs[0][1].recipe.load(options.data_dir)
-    make_folder(out)
-    console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
-    rows, silent = [], nullcontext(lambda row: None)
-    with report.csv_log(out / "search.csv") if parallel.leads() else silent as log:
-        for trial, run in runs:
-            chosen = {name: trial[name] for name in varied}
-            console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
-            rows.append({**_settings(run), **chosen, **_last(run, dataset, devices)})
-            log(rows[-1])
+    with claimed(out):
+        dataset = runs[0][1].recipe.load(options.data_dir)
+        console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
+        rows, silent = [], nullcontext(lambda row: None)
+        with report.csv_log(out / "search.csv") if parallel.leads() else silent as log:
+            for trial, run in runs:
+                chosen = {name: trial[name] for name in varied}
+                console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
+                rows.append({**_settings(run), **chosen, **_last(run, dataset, devices)})
+                log(rows[-1])
     console.print(_table(runs[0][1], varied, rows))
     console.print(f"search.csv is in {out}", soft_wrap=True)
     return 0

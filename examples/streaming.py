@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from examples import interrupt
 from examples.data import Batch, Stream
 from examples.data.pipeline import iterate
 from examples.parallel import ROWS, WHOLE, Compiled, OneDevice, require_divisible
@@ -113,6 +114,7 @@ class Streaming:
         start = (state, parallel.place(np.float32(0), WHOLE))
         state, iterations = parallel.enter(start, (specs, WHOLE))
         for _ in range(self.steps_per_epoch):
+            interrupt.between_steps()
             if self.run.recipe.memory and feed.taken % self.steps_per_pass == 0:
                 memory = self.task.placed_memory(self.run.settings.batch_size)
                 state = state._replace(memory=parallel.enter(memory, specs.memory))

@@ -13,15 +13,18 @@ from pathlib import Path
 from rich.console import Console
 
 import ramda_jax as rj
-from examples import loop, parallel, plots, report
-from examples.checkpoint import Checkpoints
+from examples import interrupt, loop, parallel, plots, report
+from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
+from examples.folder import claimed, writing
 from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
 from examples.recipes import RECIPES, find
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 if training diverged, 2 if what was asked for is wrong."""
+    """Runs the command; returns 0, 1 if training diverged, 2 if what was asked for is wrong, 130 or 143
+    if SIGINT or SIGTERM ended it.
+    """
     parser = argument_parser("python -m examples.train", "Train one recipe with one method.")
     parser.add_argument(
         "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
@@ -41,15 +44,17 @@ def _train(options: argparse.Namespace) -> int:
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
     )
     out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
-    checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
-    dataset = run.recipe.load(options.data_dir)
-    program = loop.prepare(run, dataset, devices)
-    make_folder(out)
-    console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
-    assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
-    console.print(assignment, markup=False, highlight=False, soft_wrap=True)
-    with checkpoints:
-        fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
+    if options.resume:
+        require_any(out)  # before a folder is made for nothing
+    with claimed(out):
+        checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
+        dataset = run.recipe.load(options.data_dir)
+        program = loop.prepare(run, dataset, devices)
+        console.print(f"{run.recipe.title}: {dataset.source}", soft_wrap=True)
+        assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
+        console.print(assignment, markup=False, highlight=False, soft_wrap=True)
+        with checkpoints:
+            fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
     report.print_table(console, [(run, program, [fit])])
     console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
     if fit.diverged and parallel.leads():
@@ -79,8 +84,10 @@ def train_into(
             advance(row)
 
         fit = loop.fit(program, seed, on_epoch, checkpoints)
-    report.write_json(out / "summary.json", report.summary(run, program, fit, dataset))
-    plots.plot_run(out / "curves.png", run, fit)
+    with writing(out / "summary.json") as path:
+        report.write_json(path, report.summary(run, program, fit, dataset))
+    with writing(out / "curves.png") as path:
+        plots.plot_run(path, run, fit)
     return fit
 
 
@@ -144,22 +151,18 @@ def parse_command(
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The command's exit status; what the user can put right is one line on stderr and 2."""
+    """The command's exit status; what the user can put right is one line on stderr and 2, a signal
+    one line and 128 more than its number, as a shell has it.
+    """
     try:
-        return command()
+        with interrupt.handled():
+            return command()
     except (RecipeError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def make_folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(
-            f"--out {path}: expected a folder that can be written ({error.strerror})"
-        ) from error
-    return path
+    except interrupt.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
 
 
 if __name__ == "__main__":
