@@ -92,9 +92,8 @@ class Compact:
       params: a tree like the one that was given, of smaller arrays.
     """
 
-    def __init__(self, function: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, function: _Function, multiple_of: int) -> None:
         self._function = function
-        self._args, self._kwargs = args, kwargs
         closed = _traced(function, function.values, function.inputs)
         self._flat = flatten(closed)
         weights = _weights(closed, function)
@@ -105,7 +104,7 @@ class Compact:
         masks += [np.ones(np.shape(x), bool) for x in function.inputs]
         cuttable = [tuple(n > 1 for n in leaf.shape) for leaf in function.leaves]
         cuttable += [(False,) * np.ndim(x) for x in function.inputs]
-        needs = Needs(self._flat, masks, cuttable)
+        needs = Needs(self._flat, masks, cuttable, multiple_of)
         self._kept = {n: needs.keep(n) for n in range(len(self._flat.shapes))}
         keeps = [self._kept[n] for n in self._flat.inputs[: len(function.leaves)]]
         small = [_cut(x, keep) for x, keep in zip(function.values, keeps, strict=True)]
@@ -239,7 +238,7 @@ class Compact:
             )
 
 
-def compact(apply_fn: Any, *args: Any, **kwargs: Any) -> Compact:
+def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> Compact:
     """The same function with less: what is zero, and what is only read by zeros, is cut out of all arrays.
 
     Exact: results are those of the whole model up to rounding, for any inputs of the example's kind and any number of
@@ -250,6 +249,8 @@ def compact(apply_fn: Any, *args: Any, **kwargs: Any) -> Compact:
       apply_fn, *args, **kwargs: as in `network`, with the values of the parameters; inputs may be ShapeDtypeStructs. All
         floating-point arrays that params hold (Linen's batch statistics, too) are cut. Of an `nnx.Module` the `nnx.Param`s
         are; its other variables become constants of `apply`.
+      multiple_of: keep as many more channels as make their number a multiple of this (8, 128), where hardware computes in
+        tiles and odd sizes cost more than they save.
 
     Returns:
       A `Compact`.
@@ -279,7 +280,9 @@ def compact(apply_fn: Any, *args: Any, **kwargs: Any) -> Compact:
             raise ValueError(
                 f"the parameter {leaf.path!r} is not finite: zero times infinity is not zero, so nothing can be cut."
             )
-    return Compact(function, others, kwargs)
+    if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ValueError(f"multiple_of must be an integer in [1, inf), got {multiple_of!r}.")
+    return Compact(function, multiple_of)
 
 
 def _as_function(

@@ -39,12 +39,18 @@ class Needs:
       flat: the program.
       masks: of each input, which entries are not zero.
       cuttable: of each input, which axes may be cut.
+      multiple_of: the number of indices kept is rounded up to a multiple of this, if there are as many.
     """
 
     def __init__(
-        self, flat: Flat, masks: Sequence[Mask], cuttable: Sequence[tuple[bool, ...]]
+        self,
+        flat: Flat,
+        masks: Sequence[Mask],
+        cuttable: Sequence[tuple[bool, ...]],
+        multiple_of: int = 1,
     ) -> None:
         self.flat = flat
+        self.multiple_of = multiple_of
         self.nonzero: dict[int, Mask] = {}
         self.cuttable: dict[int, tuple[bool, ...]] = {}
         for number, mask, cut in zip(flat.inputs, masks, cuttable, strict=True):
@@ -63,9 +69,17 @@ class Needs:
         keep: list[np.ndarray | None] = []
         for axis, cut in enumerate(self.cuttable[number]):
             others = tuple(d for d in range(mask.ndim) if d != axis)
-            found = np.flatnonzero(mask.any(axis=others)) if cut else None
-            keep.append(None if found is None or len(found) == mask.shape[axis] else found)
+            found = self._rounded(np.flatnonzero(mask.any(axis=others)), mask.shape[axis])
+            keep.append(None if not cut or len(found) == mask.shape[axis] else found)
         return tuple(keep)
+
+    def _rounded(self, found: np.ndarray, size: int) -> np.ndarray:
+        """With the first indices that would have gone added. They do no harm: what is zero is computed to be zero."""
+        wanted = min(-(-len(found) // self.multiple_of) * self.multiple_of, size)
+        if wanted == len(found):
+            return found
+        others = np.setdiff1d(np.arange(size), found)
+        return np.sort(np.concatenate([found, others[: wanted - len(found)]]))
 
     # Reading.
 

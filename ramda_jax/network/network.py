@@ -172,19 +172,20 @@ class Network:
             values.append(jax.device_get(x))
         return values
 
-    def compact(self, params: chex.ArrayTree) -> Compact:
+    def compact(self, params: chex.ArrayTree, *, multiple_of: int = 1) -> Compact:
         """`compact` of the function that the network was seen with, on these parameters.
 
         Args:
           params: with values, a tree like that the network was seen with.
+          multiple_of: as in `compact`.
         """
         apply_fn, args, kwargs = self._call
+        cut: Any = functools.partial(compact, multiple_of=multiple_of, **kwargs)
         if nnx_module(apply_fn):
-            module = nnx_with(apply_fn, params)
-            return compact(module, *args, **kwargs)
+            return cut(nnx_with(apply_fn, params), *args)
         if nnx_module(args[0]):
-            return compact(apply_fn, nnx_with(args[0], params), *args[1:], **kwargs)
-        return compact(apply_fn, params, *args[1:], **kwargs)
+            return cut(apply_fn, nnx_with(args[0], params), *args[1:])
+        return cut(apply_fn, params, *args[1:])
 
     def describe(self) -> str:
         """A table of the parameters and of the channel spaces, and what was not understood and why."""

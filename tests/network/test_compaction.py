@@ -22,9 +22,11 @@ from tests.network import zoo
 from tests.network.test_properties import IMAGE, _apply, _init, networks
 
 
-def check(apply: Any, params: Any, *inputs: Any, tolerance: float = 1e-5) -> Any:
+def check(
+    apply: Any, params: Any, *inputs: Any, tolerance: float = 1e-5, multiple_of: int = 1
+) -> Any:
     """Compact, and compare results and the gradients of what is left with those of the whole model."""
-    small = rj.compact(apply, params, *inputs)
+    small = rj.compact(apply, params, *inputs, multiple_of=multiple_of)
     paths, apply = small.widths(), jax.jit(apply)
     for batch in (1, 3):
         more = [
@@ -136,6 +138,20 @@ def test_a_plain_chain_is_as_small_as_it_can_be():
     report = small.report()
     assert report.flops == 2 * (4 * 5 + 5 * 5 + 5 * 3)
     assert "parameters" in str(report)
+
+
+def test_widths_can_be_rounded_up():
+    params = {
+        "a": random(4, 20),
+        "b": sparse_rows(random(20, 18, seed=1), [0, 1, 5, 7, 11]),
+        "c": sparse_rows(random(18, 3, seed=2), [2, 3]),
+        "bias": random(20, seed=3),
+    }
+    apply = lambda p, x: jnp.tanh(jax.nn.relu(x @ p["a"] + p["bias"]) @ p["b"]) @ p["c"]
+    small = check(apply, params, random(1, 4), multiple_of=8)
+    assert small.widths() == {"a": (4, 16), "b": (16, 16), "bias": (16,), "c": (16, 3)}
+    with pytest.raises(ValueError, match="multiple_of must be an integer"):
+        rj.compact(apply, params, random(1, 4), multiple_of=0)
 
 
 def test_a_dead_layer_leaves_what_is_constant():
