@@ -1,6 +1,6 @@
 """What cutting zeros out is worth: parameters, products, and time per call before and after.
 
-    python -m benchmarks.compaction [--models resnet50 ...] [--share 0.6] [--batches 1 128] [--repeats N]
+    python -m benchmarks.compaction [--models resnet50 ...] [--share 0.6] [--batches 1 128] [--multiple-of 8]
 
 A share of the groups of every weight is set to zero at random: of its inputs (each weight its own, as training with
 `net.inputs` leaves them), or whole channels (`net.channels`). The whole and the compact model take turns; a ratio is that
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--share", type=float, default=0.6)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128])
+    parser.add_argument("--multiple-of", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, {args.share:.0%} of the groups zero")
@@ -94,7 +95,7 @@ def main() -> None:
         for kind in ("inputs", "channels"):
             sparse = with_zeros(getattr(net, kind)(rj.GroupLasso(1.0)), params, args.share)
             start = time.perf_counter()
-            small = rj.compact(apply, sparse, example(1))
+            small = rj.compact(apply, sparse, example(1), multiple_of=args.multiple_of)
             took = time.perf_counter() - start
             report = small.report()
             for batch in args.batches:
