@@ -115,7 +115,9 @@ def start(out, *arguments, first="pass"):
     """`examples.train` with the small recipe, in a process of its own; `first` is run before it."""
     # Where the caller has it ignore SIGINT (as a shell's background does), it would.
     heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"import resource, signal, sys; {heed}; {first}; from examples import train; "
+    # Grain warns of what it lacks with an older jaxlib.
+    quiet = "from absl import logging; logging.set_verbosity(logging.ERROR)"
+    code = f"import resource, signal, sys; {quiet}; {heed}; {first}; from examples import train; "
     code += "from examples.recipes import RECIPES; from tests.examples import tiny; "
     code += "RECIPES['plain'] = tiny.PLAIN; sys.exit(train.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "plain", "--optimizer", "sgd", "--out", str(out)]
