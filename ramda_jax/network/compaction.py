@@ -242,8 +242,9 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
     """The same function with less: what is zero, and what is only read by zeros, is cut out of all arrays.
 
     Exact: results are those of the whole model up to rounding, for any inputs of the example's kind and any number of
-    examples, and so are gradients of what is left. Every zero slice of a weight goes, wherever it is: the weight gathers
-    what it reads. What cannot be followed (an unknown operation, the body of a loop) stays whole.
+    examples, and so are gradients of what is left (zero groups within an array that stays may have none). Every zero slice
+    of a weight goes, wherever it is: the weight gathers what it reads. What cannot be followed (an unknown operation, the
+    body of a loop) stays whole.
 
     Args:
       apply_fn, *args, **kwargs: as in `network`, with the values of the parameters; inputs may be ShapeDtypeStructs. All
