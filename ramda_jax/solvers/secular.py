@@ -195,7 +195,18 @@ def after(r: Any) -> Callable:
     So pieces are recomputed in the loop and after it, not hoisted out of it and kept. r is None: nor before the arrays
     themselves, with which they would be written out.
     """
-    return lambda x: jax.lax.optimization_barrier((x, r))[0]
+    return lambda x: _behind(x, r)
+
+
+@jax.custom_jvp
+def _behind(x: Any, r: Any) -> Any:
+    return jax.lax.optimization_barrier((x, r))[0]
+
+
+@_behind.defjvp
+def _behind_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    # The barrier itself has no transpose in JAX 0.12 where only some of its operands are linear.
+    return _behind(*primals), tangents[0]
 
 
 def _largest(dtype: Any) -> float:
