@@ -17,9 +17,7 @@ from tests.sharding.meshes import DEVICES, auto_mesh, cut_as, is_laid
 @pytest.mark.parametrize("name", ["vgg19", "resnet50", "transformer_xl", "vit", "fashion_mlp"])
 def test_a_device_of_eight_holds_an_eighth_of_the_state_and_no_more_than_2_percent_besides(name):
     params = shapes.abstract_params(name)
-    tx = rj.ramda(
-        1e-2, shapes.regularizer(name, 1e-3), placement=rj.Placement("data", auto_mesh())
-    )
+    tx = rj.ramda(1e-2, shapes.regularizer(name, 1e-3), placement=rj.Placement("data", auto_mesh()))
     state, shardings = jax.eval_shape(tx.init, params), rj.state_sharding(tx, params)
     pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
     all_bytes = sum(x.size * x.dtype.itemsize for x, _ in pairs)
