@@ -266,7 +266,7 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
       >>> params = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 3)).at[2:].set(0.0)}
       >>> small = rj.compact(apply, params, jnp.ones((1, 4)))
       >>> print(small.report())
-      path        before  after
+      path        before   after
       down        (6, 3)  (2, 3)
       up          (4, 6)  (4, 2)
       parameters      42      14
