@@ -14,7 +14,7 @@ import jax
 from ramda_jax import trees
 from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.regularizers.base import is_regularizer_or_none
-from ramda_jax.subproblem import Block, Member, View, several, single
+from ramda_jax.subproblem import Block, Member, View, Window, meet, several, single
 
 
 class Parameter(NamedTuple):
@@ -202,8 +202,7 @@ class Coupled(Assignment):
         numbers = []
         for (_, view), param in zip(patterns, found, strict=True):
             shape = view.viewed(param.path, param.shape)
-            axes = (view.axis,) if isinstance(view.axis, int) else view.axis
-            numbers.append(math.prod(shape[a] for a in axes))
+            numbers.append(math.prod(shape[a] for a in view.axes))
             members.append(Member(param.leaf, param.path, param.shape, view))
         if len(set(numbers)) > 1:
             rows = [
@@ -364,14 +363,11 @@ class Resolved(NamedTuple):
     Attributes:
       paths, shapes: of the parameters.
       blocks: their regularizers have the strengths as the user gave them.
-      guesses: of every array whose axes were guessed and may be others: path, shape, what it was taken for, and why it
-        may be something else; a sentence each.
     """
 
     paths: list[str]
     shapes: list[tuple[int, ...]]
     blocks: list[Block]
-    guesses: tuple[str, ...] = ()
 
 
 def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
@@ -400,18 +396,9 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
         chosen = _from_tree(regularizer, paths, params) if leaves else []
         pairs = zip(parameters, chosen, strict=True)
         blocks = [single(*p, psi) for p, psi in pairs if psi is not None]
-    guesses = []
     for block in blocks:
         if block.is_single:
             block.psi.check(block.name, block.shape)
-        if block.members[0].view is None:
-            psi = block.psi.settle(block.shape)
-            doubt = _doubt(psi, block.shape)
-            if psi is not block.psi and doubt:
-                reading = psi.reading(block.shape)
-                guesses.append(
-                    f"{block.name!r} of shape {block.shape} is taken for {reading}; {doubt}"
-                )
     _check_disjoint(blocks)
     if leaves and not blocks:
         raise ValueError(
@@ -419,15 +406,28 @@ def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
             "regularizer=None to leave all unregularized."
         )
     order = lambda block: min(m.leaf for m in block.members)
-    return Resolved(paths, shapes, sorted(blocks, key=order), tuple(guesses))
+    return Resolved(paths, shapes, sorted(blocks, key=order))
 
 
-def warn_of_guesses(regularizer: Any, params: chex.ArrayTree) -> None:
+def guesses(blocks: Sequence[Block]) -> tuple[str, ...]:
+    """Of every array whose axes were guessed and may be others a sentence: what it was taken for, and the doubt."""
+    found = []
+    for block in blocks:
+        if block.members[0].view is None:
+            psi = block.psi.settle(block.shape)
+            doubt = None if psi is block.psi else _doubt(psi, block.shape)
+            if doubt:
+                where = f"{block.name!r} of shape {block.shape}"
+                found.append(f"{where} is taken for {psi.reading(block.shape)}; {doubt}")
+    return tuple(found)
+
+
+def warn_of_guesses(blocks: Sequence[Block]) -> None:
     """Say which axes were guessed that may be others, and how to say them."""
-    guesses = resolve(regularizer, params).guesses
-    if guesses:
-        shown = ". ".join(guesses[:_SHOWN])
-        more = f". And {len(guesses) - _SHOWN} more" if len(guesses) > _SHOWN else ""
+    found = guesses(blocks)
+    if found:
+        shown = ". ".join(found[:_SHOWN])
+        more = f". And {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         warnings.warn(
             f"axes were guessed: {shown}{more}. rj.network(apply_fn, params, *inputs).inputs(regularizer) (or .matrices) "
             "reads them off the computation; group_axis=-2 (or row_axes) says that the guess is right, and by_path gives "
@@ -468,14 +468,12 @@ def _is_convolution(shape: tuple[int, ...]) -> bool:
 
 def _check_disjoint(blocks: Sequence[Block]) -> None:
     """Raise ValueError naming both unless no entry is in two blocks, or twice in one."""
-    seen: dict[int, list[tuple[str, Any]]] = {}
+    seen: dict[int, list[tuple[str, Window]]] = {}
     for block in blocks:
         for member in block.members:
-            whole = tuple((0, n) for n in member.shape)
-            window = whole if member.view is None else member.view.window or whole
+            window = member.window
             for other, taken in seen.get(member.leaf, []):
-                meets = all(a < d and c < b for (a, b), (c, d) in zip(window, taken, strict=True))
-                if meets:
+                if meet(window, taken):
                     raise ValueError(
                         f"entries of {member.path!r} are in two groups: of {other!r} and of {block.name!r}. Groups must be "
                         "disjoint: couple the arrays that read a channel, or give each its own window."

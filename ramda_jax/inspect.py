@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ramda_jax import _numerics, assignment, trees
+from ramda_jax._text import table
 from ramda_jax.methods.base import accumulators_of
 from ramda_jax.regularizers.base import size
 from ramda_jax.sharding.layout import layout_of
@@ -150,7 +151,7 @@ def describe(params: chex.ArrayTree, regularizer: Any) -> str:
       kernel  (3, 2)  L1(strength=0.1)       6           6
       total   2                              6           8
     """
-    paths, shapes, blocks, guesses = assignment.resolve(regularizer, params)
+    paths, shapes, blocks = assignment.resolve(regularizer, params)
     texts, groups = ["-"] * len(paths), ["-"] * len(paths)
     total = 0
     for block in blocks:
@@ -159,17 +160,12 @@ def describe(params: chex.ArrayTree, regularizer: Any) -> str:
         for k, member in enumerate(block.members):
             texts[member.leaf] = _text(block) if texts[member.leaf] == "-" else "several views"
             groups[member.leaf] = "-" if k else str(number)
-    rows = [("path", "shape", "regularizer", "groups", "parameters")]
+    rows: list[tuple[str, ...]] = [("path", "shape", "regularizer", "groups", "parameters")]
     for path, shape, text, count in zip(paths, shapes, texts, groups, strict=True):
         rows.append((path, str(shape), text, count, str(size(shape))))
     rows.append(("total", str(len(paths)), "", str(total), str(sum(map(size, shapes)))))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = []
-    for row in rows:
-        left = [text.ljust(w) for text, w in zip(row[:3], widths[:3], strict=True)]
-        right = [text.rjust(w) for text, w in zip(row[3:], widths[3:], strict=True)]
-        lines.append("  ".join(left + right).rstrip())
-    return "\n".join([*lines, *(f"guessed: {guess}." for guess in guesses)])
+    guesses = [f"guessed: {guess}." for guess in assignment.guesses(blocks)]
+    return "\n".join([table(rows, left=3), *guesses])
 
 
 def _text(block: Block) -> str:

@@ -24,6 +24,8 @@ from ramda_jax.regularizers import GroupNorm, Regularizer
 Pieces = Callable[
     [tuple[chex.Array, ...], chex.Array, tuple[chex.Array, ...]], tuple[chex.Array, ...]
 ]
+# (start, stop) along each axis of a parameter.
+Window = tuple[tuple[int, int], ...]
 # Of mesh axes.
 Names = tuple[str, ...]
 # Makes what is computed from its result wait for something; see `solvers.secular`.
@@ -76,7 +78,12 @@ class View:
 
     axis: int | tuple[int, ...]
     shape: tuple[int, ...] | None = None
-    window: tuple[tuple[int, int], ...] | None = None
+    window: Window | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """`axis` as a tuple."""
+        return (self.axis,) if isinstance(self.axis, int) else self.axis
 
     def viewed(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the view of a parameter of this shape."""
@@ -93,10 +100,9 @@ class View:
             if math.prod(self.shape) != math.prod(shape):
                 raise ValueError(f"{path!r}: {shape} entries cannot be viewed as {self.shape}.")
             shape = self.shape
-        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
         ndim = len(shape)
-        in_range = all(-ndim <= a < ndim for a in axes)
-        if not in_range or len({a % ndim for a in axes}) < len(axes):
+        in_range = all(-ndim <= a < ndim for a in self.axes)
+        if not in_range or len({a % ndim for a in self.axes}) < len(self.axes):
             raise ValueError(
                 f"axis {self.axis} cannot hold the groups of {path!r} viewed as {shape}: each must be one of its "
                 f"{ndim} axes, and different."
@@ -145,6 +151,12 @@ class Member:
         """Whether the member is the whole parameter as it is."""
         return self.view is None or self.view.is_plain
 
+    @property
+    def window(self) -> Window:
+        """What of the parameter belongs to the block."""
+        window = None if self.view is None else self.view.window
+        return tuple((0, n) for n in self.shape) if window is None else window
+
     def take(self, x: chex.Array) -> chex.Array:
         """The member's view of an array like the parameter."""
         return x if self.view is None else self.view.take(x)
@@ -154,6 +166,11 @@ class Member:
         if self.view is None or self.view.is_plain:
             return part
         return self.view.put(whole, part)
+
+
+def meet(one: Window, other: Window) -> bool:
+    """Whether two windows of a parameter have entries in common."""
+    return all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +209,7 @@ class Block:
         ndim = len(self.member_shape(k))
         psi: Any = self.psi  # without views, of group norms only: those have axes
         view = self.members[k].view
-        axis = psi.given_axes if view is None else view.axis
-        axes = (axis,) if isinstance(axis, int) else axis
+        axes = psi.given_axes if view is None else view.axes
         return tuple(a % ndim for a in axes) if ndim else ()
 
     @property

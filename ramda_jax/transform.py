@@ -60,8 +60,8 @@ def proximal_transformation(
 
     def init(params: chex.ArrayTree) -> ProximalState:
         params = trees.arrays(params, "params")
-        assignment.warn_of_guesses(regularizer, params)
         plan, given, layout = plan_of(params)
+        assignment.warn_of_guesses(plan.blocks)
         state = method.init(jax.tree.map(lambda x: accumulator(x, accumulator_dtype), params))
         cut = {name: _cut(layout, getattr(state, name)) for name in state.accumulators}
         solver_state: Any = jnp.zeros([])

@@ -55,9 +55,7 @@ class AsteriskSounds(SpeechReader):
         listed = find_texts(data_dir) if data_dir else TEXTS
         for name, text in read_texts(listed).items():
             path = path_inside(sounds, f"{name}.wav", str(listed))
-            if not os.path.exists(
-                path
-            ):  # the list has a text or two more than there are recordings
+            if not os.path.exists(path):  # the list has a text or two more than were recorded
                 continue
             samples = count_samples(path, self.audio)
             if samples <= self.max_seconds * self.audio.sample_rate:

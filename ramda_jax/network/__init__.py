@@ -3,6 +3,7 @@
     trace -> flow (over `axes`) -> roles -> spaces -> assignments, cost
     flat -> needs -> emit: compaction
 
+`flat` also knows what both walks over a jaxpr must: calls, kinds of primitives, operations of a product.
 `network` and `compact` are what users call.
 """
 

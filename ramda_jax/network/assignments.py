@@ -1,15 +1,16 @@
 """From what a network is to what is regularized together: assignments for any method."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from ramda_jax.assignment import Assignment, Parameter
+from ramda_jax.network.flow import IN
 from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, WINDOW, Cell, Roles
 from ramda_jax.network.spaces import Space
-from ramda_jax.network.trace import Leaf
+from ramda_jax.network.trace import Leaf, bare
 from ramda_jax.regularizers import GroupNorm, NuclearNorm, Regularizer
 from ramda_jax.subproblem import Block, Member, View, several, single
 
@@ -38,10 +39,10 @@ class FromNetwork(Assignment):
     regularizer: Regularizer
 
     def blocks(self, params: Sequence[Parameter]) -> list[Block]:
-        by_path = {_bare(p.path): p for p in params}
+        by_path = {bare(p.path): p for p in params}
         blocks = []
         for entry in self.entries:
-            found = [by_path.get(_bare(path)) for path, _, _ in entry.members]
+            found = [by_path.get(bare(path)) for path, _, _ in entry.members]
             missing = [m[0] for m, p in zip(entry.members, found, strict=True) if p is None]
             if len(missing) == len(found):
                 continue
@@ -73,8 +74,8 @@ class FromNetwork(Assignment):
 
     def check_used(self, blocks: Sequence[Block]) -> None:
         """Raise ValueError naming a parameter of the network that is not there."""
-        present = {_bare(m.path) for block in blocks for m in block.members}
-        missing = [m[0] for e in self.entries for m in e.members if _bare(m[0]) not in present]
+        present = {bare(m.path) for block in blocks for m in block.members}
+        missing = [m[0] for e in self.entries for m in e.members if bare(m[0]) not in present]
         if missing:
             raise ValueError(
                 f"the network has a parameter {missing[0]!r} that is not among those given ({len(missing)} missing): "
@@ -89,11 +90,6 @@ class FromNetwork(Assignment):
         return cls(entries, *children)
 
 
-def _bare(path: str) -> str:
-    """Linen's paths have the collection's name, or have it not."""
-    return path.removeprefix("params/")
-
-
 def inputs(
     every: Sequence[Roles], leaves: Sequence[Leaf], regularizer: Regularizer, *, embeddings: bool
 ) -> FromNetwork:
@@ -101,17 +97,16 @@ def inputs(
     _check("inputs", regularizer)
     if isinstance(regularizer, NuclearNorm):
         raise ValueError("inputs: NuclearNorm has no groups per input; use matrices.")
-    entries = []
-    for role in _chosen(every, embeddings=embeddings):
-        leaf = leaves[role.leaf]
-        if not isinstance(regularizer, GroupNorm):
-            entries.append(Entry(leaf.path, ((leaf.path, leaf.shape, None),)))
-            continue
-        for name, cell in _named(leaf.path, role.cells()):
-            index = cell.places((*INPUT, SCAN))
-            if index:
-                view = View(index if len(index) > 1 else index[0], cell.shape, cell.window)
-                entries.append(Entry(name, ((leaf.path, leaf.shape, view),)))
+
+    def entry(name: str, leaf: Leaf, cell: Cell) -> Entry | None:
+        index = cell.places((*INPUT, SCAN))
+        if not index:
+            return None
+        view = View(index if len(index) > 1 else index[0], cell.shape, cell.window)
+        return Entry(name, ((leaf.path, leaf.shape, view),))
+
+    weights = [(leaves[role.leaf], role) for role in _chosen(every, embeddings=embeddings)]
+    entries = _entries(weights, entry if isinstance(regularizer, GroupNorm) else None)
     return _found("inputs", entries, regularizer)
 
 
@@ -124,19 +119,17 @@ def matrices(
         raise ValueError(
             "matrices: a regularizer of group norms has no rows and columns; use inputs."
         )
-    entries = []
-    for role in _chosen(every, embeddings=embeddings):
-        leaf = leaves[role.leaf]
-        if not isinstance(regularizer, NuclearNorm):
-            entries.append(Entry(leaf.path, ((leaf.path, leaf.shape, None),)))
-            continue
-        for name, cell in _named(leaf.path, role.cells()):
-            rows, columns = cell.places(("in", WINDOW)), cell.places((OUT,))
-            if rows and columns:
-                plain = cell.window is None and cell.shape is None
-                view = None if plain else View((), cell.shape, cell.window)
-                stack = cell.places(STACK)
-                entries.append(Entry(name, ((leaf.path, leaf.shape, view),), rows, stack))
+
+    def entry(name: str, leaf: Leaf, cell: Cell) -> Entry | None:
+        rows, columns = cell.places((IN, WINDOW)), cell.places((OUT,))
+        if not (rows and columns):
+            return None
+        plain = cell.window is None and cell.shape is None
+        view = None if plain else View((), cell.shape, cell.window)
+        return Entry(name, ((leaf.path, leaf.shape, view),), rows, cell.places(STACK))
+
+    weights = [(leaves[role.leaf], role) for role in _chosen(every, embeddings=embeddings)]
+    entries = _entries(weights, entry if isinstance(regularizer, NuclearNorm) else None)
     return _found("matrices", entries, regularizer)
 
 
@@ -178,6 +171,20 @@ def _chosen(every: Sequence[Roles], *, embeddings: bool) -> list[Roles]:
         if used and not role.trouble and (embeddings or not role.tied):
             chosen.append(role)
     return chosen
+
+
+def _entries(
+    weights: Sequence[tuple[Leaf, Roles]], entry: Callable[[str, Leaf, Cell], Entry | None] | None
+) -> list[Entry]:
+    """Of every cell of every weight its entry; `entry` is None: the weights as they are."""
+    if entry is None:
+        return [Entry(leaf.path, ((leaf.path, leaf.shape, None),)) for leaf, _ in weights]
+    made = [
+        entry(name, leaf, cell)
+        for leaf, role in weights
+        for name, cell in _named(leaf.path, role.cells())
+    ]
+    return [e for e in made if e is not None]
 
 
 def _named(path: str, cells: Sequence[Cell]) -> list[tuple[str, Cell]]:

@@ -138,20 +138,9 @@ def factored(axis: Axis, major: int) -> tuple[Axis, Axis] | None:
         first, second = axis.compose(PRODUCT, (major, minor))
         return first, second
     if axis.kind == PRODUCT:
-        taken: list[Axis] = []
         rest = _flat(PRODUCT, parts)
-        while rest and math.prod(t.size for t in taken) < major:
-            wanted = major // math.prod(t.size for t in taken)
-            head = rest.pop(0)
-            if wanted % head.size == 0:
-                taken.append(head)
-                continue
-            split = factored(head, wanted) if head.size % wanted == 0 else None
-            if split is None:
-                return None
-            taken.append(split[0])
-            rest.insert(0, split[1])
-        return product(taken), product(rest)
+        front = taken(rest, major)
+        return None if front is None else (product(front), product(rest))
     pieces = []
     for segment in _flat(SUM, parts):
         piece = factored(segment, segment.size // minor) if segment.size % minor == 0 else None
@@ -161,6 +150,25 @@ def factored(axis: Axis, major: int) -> tuple[Axis, Axis] | None:
     for _, low in pieces[1:]:
         join(pieces[0][1], low)
     return concatenation([high for high, _ in pieces]), pieces[0][1]
+
+
+def taken(rest: list[Axis], n: int) -> list[Axis] | None:
+    """Axes from the front of `rest` (which they leave) whose product is n, the last one split; None: there are none."""
+    found, left = [], list(rest)
+    while n > 1:
+        head = left.pop(0)
+        if n % head.size == 0:
+            found.append(head)
+            n //= head.size
+            continue
+        split = factored(head, n) if head.size % n == 0 else None
+        if split is None:
+            return None
+        found.append(split[0])
+        left.insert(0, split[1])
+        n = 1
+    rest[:] = left
+    return found
 
 
 def segments(axis: Axis, sizes: Sequence[int]) -> list[Axis] | None:
@@ -221,10 +229,8 @@ def _join(one: Axis, other: Axis) -> None:
         return
     _link(b, a)
     left, right = list(a.parts), list(b.parts)
-    if a.kind == b.kind == SUM:
-        fits = _join_sums(left, right)
-    elif a.kind == b.kind == PRODUCT:
-        fits = _join_products(left, right)
+    if a.kind is not None and a.kind == b.kind:
+        fits = _join_alike(a.kind, left, right)
     else:
         factors, whole = (left, b) if a.kind == PRODUCT else (right, a)
         fits = _join_mixed(factors, whole.parts or [])
@@ -243,35 +249,20 @@ def _link(child: Axis, root: Axis) -> None:
                 leaf.spoil(child._trouble)
 
 
-def _join_products(left: Sequence[Axis], right: Sequence[Axis]) -> bool:
-    one, two = _flat(PRODUCT, left), _flat(PRODUCT, right)
+def _join_alike(kind: str, left: Sequence[Axis], right: Sequence[Axis]) -> bool:
+    """Two products, or two sums, of the same length; whether their parts fit together."""
+    one, two = _flat(kind, left), _flat(kind, right)
     while one and two:
         a, b = one.pop(0), two.pop(0)
-        if a.size == b.size:
-            join(a, b)
-            continue
         small, large, rest = (b, a, one) if a.size > b.size else (a, b, two)
-        split = factored(large, small.size)
-        if split is None:
-            return False
-        join(small, split[0])
-        rest.insert(0, split[1])
-    return True
-
-
-def _join_sums(left: Sequence[Axis], right: Sequence[Axis]) -> bool:
-    one, two = _flat(SUM, left), _flat(SUM, right)
-    while one and two:
-        a, b = one.pop(0), two.pop(0)
-        if a.size == b.size:
-            _join(a, b)  # a segment of length 1 is one index, unlike an axis of length 1
-            continue
-        small, large, rest = (b, a, one) if a.size > b.size else (a, b, two)
-        cut = segments(large, (small.size, large.size - small.size))
-        if cut is None:
-            return False
-        _join(small, cut[0])
-        rest.insert(0, cut[1])
+        if small.size < large.size:
+            sizes = (small.size, large.size - small.size)
+            parts = factored(large, small.size) if kind == PRODUCT else segments(large, sizes)
+            if parts is None:
+                return False
+            large, left_over = parts
+            rest.insert(0, left_over)
+        _join(small, large)  # a segment of length 1 is one index, unlike an axis of length 1
     return True
 
 
@@ -285,7 +276,7 @@ def _join_mixed(factors: Sequence[Axis], parts: Sequence[Axis]) -> bool:
     cuts = segments(heads, [p.size // minor for p in flat])
     if cuts is None:
         return False
-    return all(_join_products([cut, *others], [p]) for cut, p in zip(cuts, flat, strict=True))
+    return all(_join_alike(PRODUCT, [cut, *others], [p]) for cut, p in zip(cuts, flat, strict=True))
 
 
 def same_parts(one: Axis, other: Axis) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ramda_jax._text import table
 from ramda_jax.network.flow import IN, Use
 from ramda_jax.network.roles import INPUT, OUT, STACK, Cell, Roles
 from ramda_jax.network.spaces import Slices, Space
 from ramda_jax.network.trace import Leaf
+from ramda_jax.subproblem import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +56,6 @@ class Cost(ArrayCost):
             rows.append(("(products without parameters)", "", "", *(f"{self.other_flops:,}",) * 2))
         rows.append(("total", *map("{:,}".format, cells(self))))
         return table(rows, left=1)
-
-
-def table(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows as text, `left` columns of them flush left."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(w) if k < left else cell.rjust(w)
-            for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def cost(
@@ -113,26 +102,21 @@ def _needed(
         for slices in space.writers:
             mask = needed[number[slices.path]]
             view = slices.view
-            window = tuple(slice(a, b) for a, b in slices.window)
-            shape = view.shape or mask[window].shape
-            axes = (view.axis,) if isinstance(view.axis, int) else view.axis
-            sizes = [shape[a] for a in axes]
-            spread = np.ones(shape, bool)
-            full = np.transpose(alive.reshape(sizes), [axes.index(a) for a in sorted(axes)])
-            spread &= np.expand_dims(full, [d for d in range(len(shape)) if d not in axes])
-            mask[window] &= spread.reshape(mask[window].shape)
+            window, axes = _index(view.window), view.axes
+            shape = view.viewed(slices.path, slices.shape)
+            full = np.transpose(
+                alive.reshape([shape[a] for a in axes]), [axes.index(a) for a in sorted(axes)]
+            )
+            full = np.expand_dims(full, [d for d in range(len(shape)) if d not in axes])
+            mask[window] &= np.broadcast_to(full, shape).reshape(mask[window].shape)
     return needed
 
 
 def _rows(slices: Slices, mask: np.ndarray) -> np.ndarray:
     """(channels, entries) of a mask of the parameter."""
-    view = slices.view
-    part = mask[tuple(slice(a, b) for a, b in slices.window)]
-    part = part.reshape(view.shape or part.shape)
-    axes = (view.axis,) if isinstance(view.axis, int) else view.axis
+    part, axes = _seen(slices.view, mask), slices.view.axes
     others = [d for d in range(part.ndim) if d not in axes]
-    part = np.transpose(part, (*axes, *others))
-    return part.reshape(int(np.prod(part.shape[: len(axes)])), -1)
+    return np.transpose(part, (*axes, *others)).reshape(slices.number, -1)
 
 
 def _share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
@@ -141,7 +125,7 @@ def _share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
         return 1.0
     total, left = 0, 0.0
     for cell in role.cells():
-        part, wanted = _view(cell, nonzero), _view(cell, needed)
+        part, wanted = _seen(cell, nonzero), _seen(cell, needed)
         total += part.size
         if not cell.places((*INPUT, OUT)):
             left += part.size
@@ -156,7 +140,11 @@ def _share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
     return left / total if total else 1.0
 
 
-def _view(cell: Cell, mask: np.ndarray) -> np.ndarray:
-    if cell.window is not None:
-        mask = mask[tuple(slice(a, b) for a, b in cell.window)]
-    return mask if cell.shape is None else mask.reshape(cell.shape)
+def _index(window: Any) -> tuple[slice, ...]:
+    return tuple(slice(a, b) for a, b in window or ())
+
+
+def _seen(view: View | Cell, mask: np.ndarray) -> np.ndarray:
+    """A mask of a parameter as a view, or a cell, has it."""
+    part = mask[_index(view.window)]
+    return part if view.shape is None else part.reshape(view.shape)

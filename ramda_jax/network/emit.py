@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramda_jax.network.flat import UNITS, Constant, Equation, Flat
+from ramda_jax.network.flat import REDUCTIONS, UNITS, Constant, Equation, Flat
 from ramda_jax.network.needs import POOLS, Keep, is_elementwise, is_lookup, reshape_groups
 
 
@@ -151,13 +151,11 @@ def _elementwise(
 ) -> list[chex.Array]:
     arrays = []
     for piece in operands:
-        fits = len(piece.shape) == len(shape)
-        wanted = (
-            [k if n == m else None for k, n, m in zip(keep, piece.shape, shape, strict=True)]
-            if fits
-            else []
-        )
-        arrays.append(align(piece, wanted) if fits else piece.array)
+        if len(piece.shape) != len(shape):  # a scalar
+            arrays.append(piece.array)
+            continue
+        sizes = zip(keep, piece.shape, shape, strict=True)
+        arrays.append(align(piece, [k if n == m else None for k, n, m in sizes]))
     unit = equation.name.removeprefix("unit ")
     if unit in UNITS:
         return [UNITS[unit](*arrays)]
@@ -308,9 +306,7 @@ def _conv(equation: Equation, operands: list[Piece], keeps: list[Keep], shapes: 
     if groups == 1:
         both = _common(image.keep[at_image], kernel.keep[at_in])
         if both is not None and not len(both):
-            both = np.zeros(
-                1, int
-            )  # no term is left: one that is zero, since no convolution is empty
+            both = np.zeros(1, int)  # no term is left; one that is zero stands in: XLA wants some
         wanted_image[at_image] = wanted_kernel[at_in] = both
     else:
         inputs, outputs = kernel.shape[at_in], kernel.shape[at_out] // groups
@@ -336,8 +332,8 @@ def _lookup(equation: Equation, operands: list[Piece], keeps: list[Keep], shapes
         wanted[k] = keeps[0][place]
     array = align(table, wanted)
     sizes = tuple(array.shape[k] if k in kept else n for k, n in enumerate(p["slice_sizes"]))
-    found = _bound(equation.equation.primitive, [array, indices.array], {**p, "slice_sizes": sizes})
-    return found
+    params = {**p, "slice_sizes": sizes}
+    return _bound(equation.equation.primitive, [array, indices.array], params)
 
 
 def _pooled(equation: Equation, operands: list[Piece], keeps: list[Keep], shapes: Any) -> Any:
@@ -365,8 +361,5 @@ RULES = {
     "concatenate": _concatenate,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
-    **dict.fromkeys(
-        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
-        _reduce,
-    ),
+    **dict.fromkeys(REDUCTIONS, _reduce),
 }

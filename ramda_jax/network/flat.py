@@ -1,7 +1,8 @@
-"""A jaxpr without calls: one list of equations, the same for every batch size."""
+"""A jaxpr without calls: one list of equations, the same for every batch size; and what primitives there are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,39 @@ from jax.extend import core
 # Elementwise functions whose derivative is not that of what they are made of (0 where max(x, 0) has 1/2).
 UNITS = {"relu": jax.nn.relu, "relu6": jax.nn.relu6}
 
-_CALLS = frozenset(
-    """jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr""".split()  # noqa: SIM905 (a list of names)
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text: names of primitives."""
+    return frozenset(text.split())
+
+
+CALLS = names(
+    """jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
+    custom_lin"""
 )
+REDUCTIONS = names("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor")
+WINDOWS = names("reduce_window reduce_window_sum reduce_window_max reduce_window_min")
+CUMULATIVE = names("cumsum cumprod cummax cummin cumlogsumexp")
+
+
+def body(equation: Any) -> tuple[Any, Sequence[Any]]:
+    """(the jaxpr that a call runs, its constants)."""
+    found = equation.params.values()
+    inner = next(p for p in found if isinstance(p, (core.Jaxpr, core.ClosedJaxpr)))
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+def operations(equation: Any) -> int:
+    """Floating-point operations of a product, two for a multiplication and an addition; 0 of anything else."""
+    p, made = equation.params, math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == "dot_general":
+        ((contracted, _), _) = p["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * made * math.prod(shape[d] for d in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        return 2 * made * math.prod(kernel[d] for d in p["dimension_numbers"].rhs_spec[1:])
+    return 0
 
 
 class Constant(NamedTuple):
@@ -87,17 +117,13 @@ def flatten(closed: core.ClosedJaxpr) -> Flat:
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             name = equation.primitive.name
-            if name in _CALLS:
+            if name in CALLS:
                 unit = _unit(equation)
-                if unit in UNITS:
-                    name = f"unit {unit}"
-                else:
-                    found = equation.params.values()
-                    inner = next(p for p in found if isinstance(p, (core.Jaxpr, core.ClosedJaxpr)))
-                    body = getattr(inner, "jaxpr", inner)
-                    results = run(body, getattr(inner, "consts", ()), given)
+                if unit not in UNITS:
+                    results = run(*body(equation), given)
                     known.update(zip(equation.outvars, results, strict=True))
                     continue
+                name = f"unit {unit}"
             numbers = tuple(new(var) for var in equation.outvars)
             known.update(zip(equation.outvars, numbers, strict=True))
             equations.append(Equation(name, equation, tuple(given), numbers))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax.extend import core
 
 from ramda_jax.network import axes as ax
 from ramda_jax.network.axes import Axis
+from ramda_jax.network.flat import CALLS, CUMULATIVE, REDUCTIONS, WINDOWS, body, names, operations
 from ramda_jax.network.trace import Program
 
 # Roles of an axis of a parameter in a product. BATCH: it is an index of both operands; GROUP: of a convolution in groups;
@@ -86,7 +87,6 @@ class Use:
     Attributes:
       leaf: which parameter.
       kind: "dot", "conv" or "gather".
-      equation: of the jaxpr; `side`: which of its operands the parameter is (through shape-only operations).
       met: the axes of the other operand.
       operations: floating-point operations of the product, all its repetitions counted (2 per multiplication and addition).
       scans: see `Weight`.
@@ -94,8 +94,6 @@ class Use:
 
     leaf: int
     kind: str
-    equation: Any
-    side: int
     met: tuple[Axis, ...]
     operations: int
     scans: tuple[tuple[int, Axis], ...]
@@ -193,11 +191,7 @@ def _constant(x: Any) -> Value:
     return Value(tuple(Axis(n) for n in np.shape(x)), known=np.asarray(x) if small else None)
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-ELEMENTWISE_NAMES = _names(
+ELEMENTWISE_NAMES = names(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
     ceil clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf
     erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to
@@ -206,18 +200,7 @@ ELEMENTWISE_NAMES = _names(
     reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta"""
 )
-_REDUCTIONS = _names(
-    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce"""
-)
-_CUMULATIVE = _names("cumsum cumprod cummax cummin cumlogsumexp")
-_WINDOWS = _names(
-    """reduce_window reduce_window_sum reduce_window_max reduce_window_min reduce_window_general"""
-)
-_INLINED = _names(
-    """jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
-    custom_lin"""
-)
-_FRESH = _names(
+_FRESH = names(
     """iota random_bits random_seed random_wrap random_unwrap random_fold_in random_split rng_bit_generator rng_uniform
     threefry2x32 random_gamma create_token axis_index"""
 )
@@ -264,16 +247,16 @@ class _Walker:
     def rule(self, name: str) -> Callable[[Any, list[Value]], list[Value]] | None:
         if name in ELEMENTWISE_NAMES:
             return self.elementwise
-        if name in _REDUCTIONS:
+        if name in REDUCTIONS or name in ("reduce", "argmax", "argmin"):
             return self.reduction
-        if name in _CUMULATIVE or name == "sort":
+        if name in CUMULATIVE or name == "sort":
             return self.cumulative
-        if name in _WINDOWS:
+        if name in WINDOWS:
             return self.windows
-        if name in _INLINED:
+        if name in CALLS:
             return self.inlined
         if name in _FRESH:
-            return self.fresh
+            return self.results
         if name.startswith("scatter"):
             return self.scatter
         return getattr(self, f"do_{name}", None)
@@ -290,10 +273,10 @@ class _Walker:
         """Its statistics go where their axes are not."""
         self.read(list(value.statistics), text)
 
-    def results(self, equation: Any, operands: Sequence[Value], **known: Any) -> list[Value]:
+    def results(self, equation: Any, operands: Sequence[Value]) -> list[Value]:
         """Values of new axes."""
         live = any(v.live for v in operands)
-        return [Value(_axes(var.aval), live=live, **known) for var in equation.outvars]
+        return [Value(_axes(var.aval), live=live) for var in equation.outvars]
 
     # Elementwise.
 
@@ -369,9 +352,6 @@ class _Walker:
                     new.append(Axis(n))
             results.append(Value(tuple(new), value.live, (), value.statistics))
         return results
-
-    def fresh(self, equation: Any, operands: list[Value]) -> list[Value]:
-        return self.results(equation, operands)
 
     def unknown(self, equation: Any, operands: list[Value]) -> list[Value]:
         name = equation.primitive.name
@@ -455,15 +435,19 @@ class _Walker:
 
         return self.rearranged(equation, value, change)
 
-    def do_split(self, equation: Any, operands: list[Value]) -> list[Value]:
-        value, along = operands[0], equation.params["axis"]
+    def split(self, equation: Any, value: Value, sizes: Sequence[int]) -> list[Value]:
+        """Parts of these sizes along the equation's axis."""
+        along = equation.params["axis"]
         results, start = [], 0
-        for n in equation.params["sizes"]:
+        for n in sizes:
             starts, stops = [0] * len(value.axes), list(value.shape)
             starts[along], stops[along] = start, start + n
             results += self.sliced(equation, value, starts, stops, [1] * len(starts))
             start += n
         return results
+
+    def do_split(self, equation: Any, operands: list[Value]) -> list[Value]:
+        return self.split(equation, operands[0], equation.params["sizes"])
 
     def do_dynamic_slice(self, equation: Any, operands: list[Value]) -> list[Value]:
         value, *starts = operands
@@ -530,15 +514,9 @@ class _Walker:
 
     def do_unstack(self, equation: Any, operands: list[Value]) -> list[Value]:
         (value,), along = operands, equation.params["axis"]
-        results = []
-        for k in range(value.shape[along]):
-            starts, stops = [0] * len(value.axes), list(value.shape)
-            starts[along], stops[along] = k, k + 1
-            (part,) = self.sliced(equation, value, starts, stops, [1] * len(starts))
-            results += self.rearranged(
-                equation, part, lambda axes: (*axes[:along], *axes[along + 1 :])
-            )
-        return results
+        drop = lambda axes: (*axes[:along], *axes[along + 1 :])
+        parts = self.split(equation, value, [1] * value.shape[along])
+        return [made for part in parts for made in self.rearranged(equation, part, drop)]
 
     def do_tile(self, equation: Any, operands: list[Value]) -> list[Value]:
         reps = equation.params["reps"]
@@ -574,23 +552,21 @@ class _Walker:
         sides = [_Side(v, c, b) for v, c, b in zip(operands[:2], contracted, batch, strict=True)]
         for value in operands:
             self.flush(value, "a reduction over it enters a product")
-        for k in (0, 1):
-            self.unite(
-                sides[0].pick((contracted, batch)[k][0]), sides[1].pick((contracted, batch)[k][1])
-            )
-        free = [*sides[0].free, *sides[1].free]
-        axes = (*sides[0].batch, *free)
+        self.unite(sides[0].contracted, sides[1].contracted)
+        self.unite(sides[0].batch, sides[1].batch)
+        axes = (*sides[0].batch, *sides[0].free, *sides[1].free)
         live = [v.live for v in operands[:2]]
-        operations = 2 * math.prod(a.size for a in (*axes, *sides[0].contracted)) * self.repeats
+        total = operations(equation) * self.repeats
         if all(live):
-            return [self.pair(sides, axes, operations)]
+            return [self.pair(sides, axes, total)]
         for k in (0, 1):
             own, other = sides[k].value, sides[1 - k].value
             if own.weights and (other.live or not other.parametric):
-                share = operations // len(own.weights)
-                self.use(equation, "dot", k, share, own.weights, sides[k].roles, other.axes)
+                for weight in own.weights:
+                    share = total // len(own.weights)
+                    self.use("dot", weight, sides[k].roles(weight.axes), other.axes, share)
             elif other.live:
-                self.found.other += operations
+                self.found.other += total
                 self.read(sides[1 - k].contracted, "a product with a constant reads it")
             elif not any(live):
                 self.found.note(own.weights, "multiplied with a constant or another parameter")
@@ -609,12 +585,12 @@ class _Walker:
         one, two = _Side(x, contracted[0], ()), _Side(w, contracted[1], groups)
         self.unite(one.contracted, two.contracted)
         made = (*one.free, *two.free)
-        operations = 2 * math.prod(a.size for a in (*made, *one.contracted)) * self.repeats
-        if w.weights:
-            share = operations // len(w.weights)
-            self.use(equation, "dot", 1, share, w.weights, two.roles, x.axes)
-        else:
-            self.found.other += operations
+        total = 2 * math.prod(a.size for a in (*made, *one.contracted)) * self.repeats
+        for weight in w.weights:
+            share = total // len(w.weights)
+            self.use("dot", weight, two.roles(weight.axes), x.axes, share)
+        if not w.weights:
+            self.found.other += total
             self.read(one.contracted, "a product with what the inputs make reads it")
         return [Value(made, live=True)]
 
@@ -622,9 +598,9 @@ class _Walker:
         for a, b in zip(one, other, strict=True):
             ax.join(a, b)
 
-    def pair(self, sides: Sequence[_Side], axes: tuple[Axis, ...], operations: int) -> Value:
+    def pair(self, sides: Sequence[_Side], axes: tuple[Axis, ...], total: int) -> Value:
         """Of two live values: no parameter reads what is contracted, and heads are kept apart."""
-        self.found.other += operations
+        self.found.other += total
         for side in sides:
             self.read(side.contracted, "a product with what the inputs make reads it")
             self.found.heads.extend(side.batch)
@@ -634,28 +610,18 @@ class _Walker:
 
     def use(
         self,
-        equation: Any,
         kind: str,
-        side: int,
-        operations: int,
-        weights: Sequence[Weight],
-        roles: Sequence[tuple[int, str]],
+        weight: Weight,
+        roles: Iterable[tuple[Axis, str]],
         met: tuple[Axis, ...],
+        operations: int = 0,
     ) -> None:
-        """Parameters meet a live value: `roles` of the axes of the operand."""
-        for weight in weights:
-            number = len(self.found.uses)
-            self.found.uses.append(
-                Use(weight.leaf, kind, equation, side, met, operations, weight.scans)
-            )
-            for d, role in roles:
-                self.role(weight.axes[d], role, number)
-            for _, axis in weight.scans:
-                self.role(axis, SCAN, number)
-            self.touch(weight.axes)
-
-    def role(self, axis: Axis, role: str, number: int) -> None:
-        self.found.roles.append(Event(axis, role, number))
+        """A parameter meets a live value, in which its axes have these roles."""
+        number = len(self.found.uses)
+        self.found.uses.append(Use(weight.leaf, kind, met, operations, weight.scans))
+        for axis, role in (*roles, *((axis, SCAN) for _, axis in weight.scans)):
+            self.found.roles.append(Event(axis, role, number))
+        self.touch(weight.axes)
 
     def do_conv_general_dilated(self, equation: Any, operands: list[Value]) -> list[Value]:
         image, kernel = operands
@@ -668,10 +634,9 @@ class _Walker:
         if p["batch_group_count"] != 1 or image.weights or (kernel.live and image.live):
             return self.unknown(equation, operands)
         in_image = image.axes[numbers.lhs_spec[1]]
-        out_kernel, in_kernel, *windows = (kernel.axes[d] for d in numbers.rhs_spec)
+        out_kernel, _, *windows = (kernel.axes[d] for d in numbers.rhs_spec)
         batch, *places = (image.axes[d] for d in numbers.lhs_spec if d != numbers.lhs_spec[1])
-        operations = 2 * math.prod(out_shape) * math.prod(a.size for a in (in_kernel, *windows))
-        operations *= self.repeats
+        total = operations(equation) * self.repeats
         made = [Axis(n) for n in out_shape]
         plain = lambda k: (
             windows[k].size == 1
@@ -688,23 +653,15 @@ class _Walker:
             self.found.note(kernel.weights, "applied to a constant")
             return result
         if not kernel.weights:
-            self.found.other += operations
+            self.found.other += total
             self.read([in_image], "a convolution with a constant reads it")
         for weight in kernel.weights:
             out, inner, *window = (weight.axes[d] for d in numbers.rhs_spec)
             parts = self.grouped(in_image, out, inner, groups)
             if parts is None:
                 return self.unknown(equation, operands)
-            number = len(self.found.uses)
-            share = operations // len(kernel.weights)
-            self.found.uses.append(
-                Use(weight.leaf, "conv", equation, 1, image.axes, share, weight.scans)
-            )
-            for axis, role in (*parts, (inner, IN), *((w, WINDOW) for w in window)):
-                self.role(axis, role, number)
-            for _, axis in weight.scans:
-                self.role(axis, SCAN, number)
-            self.touch(weight.axes)
+            roles = (*parts, (inner, IN), *((w, WINDOW) for w in window))
+            self.use("conv", weight, roles, image.axes, total // len(kernel.weights))
         return result
 
     def grouped(
@@ -754,9 +711,11 @@ class _Walker:
             for k in picked:
                 value.axes[k].spoil("entries of it are picked by index")
         elif indices.live and value.weights:
-            roles = [(k, IN) for k in picked] + [(k, OUT) for k in whole]
-            roles += [(k, BATCH) for k in d.operand_batching_dims]
-            self.use(equation, "gather", 0, 0, value.weights, roles, indices.axes)
+            roles = dict.fromkeys(picked, IN) | dict.fromkeys(whole, OUT)
+            roles |= dict.fromkeys(d.operand_batching_dims, BATCH)
+            for weight in value.weights:
+                pairs = [(weight.axes[k], role) for k, role in roles.items()]
+                self.use("gather", weight, pairs, indices.axes)
         elif value.weights:
             self.found.note(value.weights, "entries of it are picked by index")
         return [Value(tuple(new), live)]
@@ -797,13 +756,13 @@ class _Walker:
     # Control flow.
 
     def inlined(self, equation: Any, operands: list[Value]) -> list[Value]:
-        closed = next(p for p in equation.params.values() if _is_jaxpr(p))
-        return self.call(closed, operands)
+        return self.call(*body(equation), operands)
 
-    def call(self, closed: Any, operands: Sequence[Value]) -> list[Value]:
-        inner = getattr(closed, "jaxpr", closed)
-        constants = [_constant(x) for x in getattr(closed, "consts", ())]
-        return self.run(inner, constants, operands)
+    def call(self, jaxpr: Any, constants: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
+        return self.run(jaxpr, [_constant(x) for x in constants], operands)
+
+    def closed(self, inner: core.ClosedJaxpr, operands: Sequence[Value]) -> list[Value]:
+        return self.call(inner.jaxpr, inner.consts, operands)
 
     def do_scan(self, equation: Any, operands: list[Value]) -> list[Value]:
         p = equation.params
@@ -819,7 +778,7 @@ class _Walker:
         begin = self.enter(carried)
         outer, repeats = self.scope, self.repeats
         self.scope, self.repeats = (*outer, number), repeats * p["length"]
-        results = self.call(p["jaxpr"], [*constants, *begin, *inner])
+        results = self.closed(p["jaxpr"], [*constants, *begin, *inner])
         self.scope, self.repeats = outer, repeats
         ends = self.leave(begin, results[: len(begin)])
         made = []
@@ -858,14 +817,14 @@ class _Walker:
         p = equation.params
         n, m = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
         begin = self.enter(operands[m:])
-        for value in self.call(p["cond_jaxpr"], [*operands[:n], *begin]):
+        for value in self.closed(p["cond_jaxpr"], [*operands[:n], *begin]):
             self.flush(value, "a reduction over it ends a loop")
-        return self.leave(begin, self.call(p["body_jaxpr"], [*operands[n:m], *begin]))
+        return self.leave(begin, self.closed(p["body_jaxpr"], [*operands[n:m], *begin]))
 
     def do_cond(self, equation: Any, operands: list[Value]) -> list[Value]:
         which, *rest = operands
         self.flush(which, "a reduction over it chooses a branch")
-        every = [self.call(branch, rest) for branch in equation.params["branches"]]
+        every = [self.closed(branch, rest) for branch in equation.params["branches"]]
         results = []
         for values in zip(*every, strict=True):
             for other in values[1:]:
@@ -915,13 +874,9 @@ class _Side(NamedTuple):
     def role(self, d: int) -> str:
         return IN if d in self.contracting else BATCH if d in self.common else OUT
 
-    @property
-    def roles(self) -> list[tuple[int, str]]:
-        return [(d, self.role(d)) for d in range(len(self.value.axes))]
-
-
-def _is_jaxpr(p: Any) -> bool:
-    return isinstance(p, (core.ClosedJaxpr, core.Jaxpr))
+    def roles(self, axes: Sequence[Axis]) -> list[tuple[Axis, str]]:
+        """Of the axes of a parameter that the value is a rearrangement of."""
+        return [(axis, self.role(d)) for d, axis in enumerate(axes)]
 
 
 def _computed(equation: Any, operands: Sequence[Value]) -> list[Value] | None:
@@ -939,7 +894,7 @@ def _computed(equation: Any, operands: Sequence[Value]) -> list[Value] | None:
     return [Value(tuple(Axis(n) for n in np.shape(x)), known=np.asarray(x)) for x in results]
 
 
-_REARRANGEMENTS = _names("transpose squeeze broadcast_in_dim reshape slice concatenate")
+_REARRANGEMENTS = names("transpose squeeze broadcast_in_dim reshape slice concatenate")
 
 
 def _expanded(value: Value, shape: Sequence[int]) -> Value:
@@ -963,7 +918,7 @@ def _reshaped(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
         if n == 1:
             new.append(Axis(1))
             continue
-        factors = _taken(rest, n)
+        factors = ax.taken(rest, n)
         if factors is not None:
             new.append(ax.product(factors))
             continue
@@ -979,24 +934,3 @@ def _reshaped(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
             axis.spoil("a reshape mixes it with others")
         new += [Axis(m) for m in sizes]
     return tuple(new)
-
-
-def _taken(rest: list[Axis], n: int) -> list[Axis] | None:
-    """Axes from the front of `rest` (which they leave) whose product is n, the last one split; None: there are none."""
-    taken, left = [], list(rest)
-    while n > 1:
-        head = left.pop(0)
-        if n % head.size == 0:
-            taken.append(head)
-            n //= head.size
-        elif head.size % n == 0:
-            split = ax.factored(head, n)
-            if split is None:
-                return None
-            taken.append(split[0])
-            left.insert(0, split[1])
-            n = 1
-        else:
-            return None
-    rest[:] = left
-    return taken

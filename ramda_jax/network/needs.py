@@ -18,14 +18,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from ramda_jax.network.flat import UNITS, Atom, Constant, Equation, Flat
+from ramda_jax.network.flat import (
+    CUMULATIVE,
+    REDUCTIONS,
+    UNITS,
+    WINDOWS,
+    Atom,
+    Constant,
+    Equation,
+    Flat,
+)
 from ramda_jax.network.flow import ELEMENTWISE_NAMES
 
 Mask = Any  # an array of bool; NumPy's own types make a scalar of what may be an array
 # Indices that are kept along each axis; None: all.
 Keep = tuple[np.ndarray | None, ...]
-
-REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 
 
 def is_elementwise(name: str) -> bool:
@@ -270,7 +277,7 @@ def _dot(masks: list[Mask], cuts: list[Any], numbers: Any) -> tuple[Mask, tuple[
     sides = [left, right]
     for k in (0, 1):
         if not any(cuts[k][d] for d in free[k]):
-            sides[k] = np.broadcast_to(sides[k].any(axis=2, keepdims=True), sides[k].shape)[..., :1]
+            sides[k] = sides[k].any(axis=2, keepdims=True)
     made = _any_of_product(np.swapaxes(sides[0], 1, 2), sides[1])
     full = np.broadcast_to(made, (left.shape[0], left.shape[2], right.shape[2]))
     shape = [masks[0].shape[d] for d in (*lb, *free[0])] + [masks[1].shape[d] for d in free[1]]
@@ -377,8 +384,7 @@ def _lookup_asked(want: Mask, masks: list[Mask], p: Any) -> list[Mask]:
 
 # Pooling: by channels.
 
-_WINDOWS = ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
-POOLS = (*_WINDOWS, "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+POOLS = WINDOWS | CUMULATIVE
 
 
 def _pooled(mask: Mask, cut: Any, shape: Any) -> tuple[Mask, tuple[bool, ...]]:

@@ -9,6 +9,7 @@ import chex
 import jax
 
 from ramda_jax import trees
+from ramda_jax._text import table
 from ramda_jax.network import assignments, cost
 from ramda_jax.network import flow as flows
 from ramda_jax.network import roles as parts
@@ -17,7 +18,7 @@ from ramda_jax.network.assignments import FromNetwork
 from ramda_jax.network.compaction import Compact, compact
 from ramda_jax.network.cost import Cost
 from ramda_jax.network.spaces import Space
-from ramda_jax.network.trace import Program, is_array, nnx_module, nnx_with, trace
+from ramda_jax.network.trace import Program, bare, called, is_array, nnx_module, nnx_with, trace
 from ramda_jax.regularizers import GroupNorm, Regularizer
 
 
@@ -159,7 +160,6 @@ class Network:
 
     def _values(self, params: chex.ArrayTree) -> list[Any]:
         paths, leaves, _ = trees.flatten(params)
-        bare = lambda path: path.removeprefix("params/")
         given = {bare(p): x for p, x in zip(paths, leaves, strict=True) if is_array(x)}
         values = []
         for leaf in self._program.leaves:
@@ -179,13 +179,9 @@ class Network:
           params: with values, a tree like that the network was seen with.
           multiple_of: as in `compact`.
         """
-        apply_fn, args, kwargs = self._call
-        cut: Any = functools.partial(compact, multiple_of=multiple_of, **kwargs)
-        if nnx_module(apply_fn):
-            return cut(nnx_with(apply_fn, params), *args)
-        if nnx_module(args[0]):
-            return cut(apply_fn, nnx_with(args[0], params), *args[1:])
-        return cut(apply_fn, params, *args[1:])
+        function, model, inputs = called("network", *self._call)
+        whole = nnx_with(model, params) if nnx_module(model) else params
+        return compact(function, whole, *inputs, multiple_of=multiple_of, **self._call[2])
 
     def describe(self) -> str:
         """A table of the parameters and of the channel spaces, and what was not understood and why."""
@@ -204,7 +200,7 @@ class Network:
             flops = costs[leaf.path].flops
             row = (leaf.path, str(leaf.shape), texts, *cells, f"{flops:,}" if flops else "-")
             rows.append(tuple(cell or "-" for cell in row))
-        lines = [cost.table(rows, left=5)]
+        lines = [table(rows, left=5)]
         if found:
             rows_: list[tuple[str, ...]] = [
                 ("space", "made by", "channels", "readers", "parameters", "also")
@@ -216,7 +212,7 @@ class Network:
                 rows_.append(
                     (str(number), space.name, f"{space.number:,}", str(paths), f"{size:,}", also)
                 )
-            lines += ["", cost.table(rows_, left=2)]
+            lines += ["", table(rows_, left=2)]
         notes = self._notes()
         if notes:
             lines += ["", *notes]

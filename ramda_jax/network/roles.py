@@ -110,10 +110,14 @@ class Roles(NamedTuple):
     ) -> list[Segment]:
         if not any(self.factor(leaf).role in wanted for leaf in axis.leaves()):
             return self._whole(axis)
-        return list(_segments([[self.factor(f) for f in run] for run in _runs(axis, kept)]))
+        stays = lambda a: a.kind == ax.SUM and self.factor(a).classes in kept
+        return self._segments(axis, stays)
 
     def _whole(self, axis: Axis) -> list[Segment]:
-        return _merged(list(_segments(_whole_runs(axis, self.factor))))
+        return _merged(self._segments(axis, lambda a: self.factor(a).role is not None))
+
+    def _segments(self, axis: Axis, whole: Callable[[Axis], bool]) -> list[Segment]:
+        return list(_segments([[self.factor(f) for f in run] for run in _runs(axis, whole)]))
 
     def texts(self) -> list[str]:
         """What each axis is, for a table."""
@@ -191,18 +195,16 @@ def _trouble(axes: Sequence[Axis], given: Given, mine: Sequence[int]) -> str | N
     return None
 
 
-def _runs(axis: Axis, kept: Container[tuple[Axis, ...]] = ()) -> list[list[Axis]]:
-    """Its segments, as factors."""
+def _runs(axis: Axis, whole: Callable[[Axis], bool] = lambda axis: False) -> list[list[Axis]]:
+    """Its segments, as factors; `whole`: of an axis that is composed, whether it stays whole."""
     parts = axis.own()
-    if parts is None:
+    if parts is None or whole(axis):
         return [[axis]]
     if axis.kind == ax.SUM:
-        if tuple(leaf.root for leaf in axis.leaves()) in kept:
-            return [[axis]]
-        return [run for part in parts for run in _runs(part, kept)]
+        return [run for part in parts for run in _runs(part, whole)]
     head, *rest = [p for p in parts if p.size != 1] or parts[:1]
     others = [f for part in rest for f in _factors(part)]
-    return [[*run, *others] for run in _runs(head, kept)]
+    return [[*run, *others] for run in _runs(head, whole)]
 
 
 def _factors(axis: Axis) -> list[Axis]:
@@ -211,18 +213,6 @@ def _factors(axis: Axis) -> list[Axis]:
     if parts is None or axis.kind == ax.SUM:
         return [axis]
     return [f for part in parts if part.size != 1 for f in _factors(part)]
-
-
-def _whole_runs(axis: Axis, factor: Callable[[Axis], Factor]) -> list[list[Factor]]:
-    """Like `_runs`, but what has one role, or cannot be told apart further, is one factor."""
-    made, parts = factor(axis), axis.own()
-    if parts is None or made.role is not None:
-        return [[made]]
-    if axis.kind == ax.SUM:
-        return [run for part in parts for run in _whole_runs(part, factor)]
-    head, *rest = [p for p in parts if p.size != 1] or parts[:1]
-    others = [factor(f) for part in rest for f in _factors(part)]
-    return [[*run, *others] for run in _whole_runs(head, factor)]
 
 
 def _segments(runs: Sequence[Sequence[Factor]]) -> Iterator[Segment]:

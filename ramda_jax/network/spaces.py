@@ -17,7 +17,7 @@ from ramda_jax.network.axes import Axis
 from ramda_jax.network.flow import GROUP, IN, Flow, Use
 from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, Cell, Factor, Roles
 from ramda_jax.network.trace import Leaf
-from ramda_jax.subproblem import View
+from ramda_jax.subproblem import View, Window, meet
 
 # The roles of axes that tell which channel is read, or made, and by which layer of a stack.
 _READ, _MADE = (*INPUT, SCAN), (OUT, *STACK)
@@ -35,20 +35,24 @@ class Slices:
     view: View
 
     @property
-    def size(self) -> int:
-        """Entries."""
-        whole = self.view.window
-        return math.prod(b - a for a, b in whole) if whole else math.prod(self.shape)
+    def number(self) -> int:
+        """Of channels."""
+        shape = self.view.viewed(self.path, self.shape)
+        return math.prod(shape[a] for a in self.view.axes)
 
     @property
-    def window(self) -> tuple[tuple[int, int], ...]:
+    def window(self) -> Window:
         """What of the parameter."""
         return self.view.window or tuple((0, n) for n in self.shape)
 
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return math.prod(stop - start for start, stop in self.window)
+
     def overlaps(self, other: Slices) -> bool:
         """Whether both have entries in common."""
-        pairs = zip(self.window, other.window, strict=False)
-        return self.path == other.path and all(a < d and c < b for (a, b), (c, d) in pairs)
+        return self.path == other.path and meet(self.window, other.window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +184,7 @@ def spaces(
         writers = [slices for _, slices in sorted(pairs, key=lambda pair: pair[0]) if slices]
         own = tuple(v for v in views if v is not None)
         name = next((slices.path for slices in (*writers, *own)), "?")
-        number = _number(own[0]) if own else 0
+        number = own[0].number if own else 0
         result.append(Space(name, number, own, tuple(writers), tuple(dict.fromkeys(texts))))
     return _named(result)
 
@@ -196,12 +200,6 @@ def _met(
     met = {leaf.root for u in role.products for a in found.uses[u].met for leaf in a.leaves()}
     inputs = [f for cell in cells for f in cell.factors if f.role in INPUT]
     return met, {root for f in inputs for root in classes.read_by(f)}
-
-
-def _number(slices: Slices) -> int:
-    shape = slices.view.viewed(slices.path, slices.shape)
-    axes = slices.view.axis
-    return math.prod(shape[a] for a in ((axes,) if isinstance(axes, int) else axes))
 
 
 def _named(found: list[Space]) -> list[Space]:

@@ -28,13 +28,16 @@ class Program(NamedTuple):
       leaves: the parameters.
       inputs: how many of its last inputs the result is a function of; others (batch statistics, keys in a module's state)
         come between and are taken for constants.
-      treedef: of the parameters.
     """
 
     closed: core.ClosedJaxpr
     leaves: tuple[Leaf, ...]
     inputs: int
-    treedef: Any
+
+
+def bare(path: str) -> str:
+    """A path without the name of Linen's collection, which its users have in it or have not."""
+    return path.removeprefix("params/")
 
 
 def is_array(x: Any) -> bool:
@@ -61,6 +64,43 @@ def _is_linen(apply_fn: Any) -> bool:
     return module is not None and isinstance(getattr(apply_fn, "__self__", None), module)
 
 
+def called(
+    what: str, apply_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """What a user gives to `network` or `compact`, taken apart.
+
+    Returns:
+      A function of a model and inputs, without the mutable collections that a Linen module returns as well; the model:
+      parameters, or a module of NNX; the inputs.
+
+    Raises:
+      TypeError: if there is no function, or no model; `what`: the caller's name in the message.
+    """
+    if nnx_module(apply_fn):
+        return (lambda module, *a, **k: module(*a, **k)), apply_fn, args
+    if not callable(apply_fn):
+        raise TypeError(
+            f"{what} needs a function and its parameters, or an nnx.Module, got {apply_fn!r}."
+        )
+    if not args:
+        raise TypeError(
+            f"{what} needs parameters after the function: {what}(apply_fn, params, *args)."
+        )
+    if _is_linen(apply_fn) and kwargs.get("mutable", False):
+        return (lambda *a, **k: apply_fn(*a, **k)[0]), args[0], args[1:]
+    return apply_fn, args[0], args[1:]
+
+
+def of_module(
+    function: Callable[..., Any], module: Any
+) -> tuple[Callable[..., Any], chex.ArrayTree, Any]:
+    """A function of a module of NNX as one of (its parameters, its other variables, *inputs); these two."""
+    nnx: Any = sys.modules["flax.nnx"]
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    merged = lambda params, rest, *a, **k: function(nnx.merge(graph, params, rest), *a, **k)
+    return merged, params, rest
+
+
 def trace(apply_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
     """The program of `apply_fn(*args, **kwargs)`; see `network` for what these may be.
 
@@ -68,81 +108,58 @@ def trace(apply_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Progr
       TypeError: if `apply_fn` is not callable, or parameters are missing.
       ValueError: if the parameters hold no floating-point array.
     """
-    if nnx_module(apply_fn):
-        return _trace_nnx(lambda module, *a, **k: module(*a, **k), (apply_fn, *args), kwargs)
-    if not callable(apply_fn):
-        raise TypeError(
-            f"network needs a function and its parameters, or an nnx.Module, got {apply_fn!r}."
-        )
-    if not args:
-        raise TypeError(
-            "network needs parameters after the function: network(apply_fn, params, *args)."
-        )
-    if nnx_module(args[0]):
-        return _trace_nnx(apply_fn, args, kwargs)
-    params, *others = args
-    statistics: Any = None
-    first_only = False
-    if _is_linen(apply_fn) and isinstance(params, dict) and "params" in params:
-        statistics = {name: x for name, x in params.items() if name != "params"}
-        first_only = bool(kwargs.get("mutable", False))
-
-    def function(params: Any, statistics: Any, args: Any, kwargs: Any) -> Any:
-        if statistics is not None:
-            params = {"params": params["params"], **statistics}
-        result = apply_fn(params, *args, **kwargs)
-        return result[0] if first_only else result
-
-    parameters = params if statistics is None else {"params": params["params"]}
-    return _program(function, parameters, statistics, tuple(others), kwargs)
-
-
-def _trace_nnx(apply_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-    nnx: Any = sys.modules["flax.nnx"]
-    module, *others = args
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def function(params: Any, rest: Any, args: Any, kwargs: Any) -> Any:
-        return apply_fn(nnx.merge(graph, params, rest), *args, **kwargs)
-
-    return _program(function, params, rest, tuple(others), kwargs)
+    function, model, inputs = called("network", apply_fn, args, kwargs)
+    if nnx_module(model):
+        return _program(*of_module(function, model), inputs, kwargs)
+    if _is_linen(apply_fn) and isinstance(model, dict) and "params" in model:
+        statistics = {name: x for name, x in model.items() if name != "params"}
+        whole = lambda params, rest, *a, **k: function({**params, **rest}, *a, **k)
+        return _program(whole, {"params": model["params"]}, statistics, inputs, kwargs)
+    return _program(
+        lambda params, _, *a, **k: function(params, *a, **k), model, None, inputs, kwargs
+    )
 
 
 def _program(
-    function: Callable[..., Any], params: chex.ArrayTree, statistics: Any, args: Any, kwargs: Any
+    function: Callable[..., Any], params: chex.ArrayTree, rest: Any, args: Any, kwargs: Any
 ) -> Program:
-    paths, leaves, treedef = trees.flatten(params)
+    """The program of `function(params, rest, *args, **kwargs)`; what `rest` holds is taken for constant."""
+    paths, leaves, _ = trees.flatten(params)
     trained = [is_array(x) and jax.dtypes.issubdtype(x.dtype, np.inexact) for x in leaves]
     if not any(trained):
         raise ValueError("network: the parameters hold no floating-point array.")
     pairs = zip(paths, leaves, trained, strict=True)
     named = tuple(Leaf(path, tuple(x.shape), x.dtype) for path, x, ok in pairs if ok)
-    own, others = _split(leaves, trained)
-    flatten: Any = jax.tree.flatten
-    rest, rest_tree = flatten(statistics)
-    inputs, input_tree = flatten((args, kwargs))
-    is_input = [is_array(x) for x in inputs]
-    is_state = [is_array(x) for x in rest]
-    dynamic, static = _split(inputs, is_input)
-    state, fixed = _split(rest, is_state)
+    own, rebuild = apart(params, trained)
+    state, with_state = arrays_apart(rest)
+    dynamic, with_inputs = arrays_apart((args, kwargs))
 
     def flat(own: Any, state: Any, dynamic: Any) -> Any:
-        whole = treedef.unflatten(_merge(trained, own, others))
-        rest = rest_tree.unflatten(_merge(is_state, state, fixed))
-        args, kwargs = input_tree.unflatten(_merge(is_input, dynamic, static))
-        results = function(whole, rest, args, kwargs)
+        args, kwargs = with_inputs(dynamic)
+        results = function(rebuild(own), with_state(state), *args, **kwargs)
         return [x for x in jax.tree.leaves(results) if is_array(x)]
 
     closed: Any = jax.make_jaxpr(flat)(own, state, dynamic)
-    return Program(closed, named, len(dynamic), treedef)
+    return Program(closed, named, len(dynamic))
 
 
-def _split(items: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Any]]:
-    pairs = list(zip(items, wanted, strict=True))
-    return [x for x, ok in pairs if ok], [x for x, ok in pairs if not ok]
+# What makes a tree again of the leaves that were taken from it.
+Rebuild = Callable[[Sequence[Any]], Any]
 
 
-def _merge(wanted: Sequence[bool], chosen: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """The inverse of `_split`."""
-    one, two = iter(chosen), iter(others)
-    return [next(one) if ok else next(two) for ok in wanted]
+def arrays_apart(tree: Any) -> tuple[list[Any], Rebuild]:
+    """(the arrays of a tree, from such arrays to the tree)."""
+    return apart(tree, [is_array(x) for x in jax.tree.leaves(tree)])
+
+
+def apart(tree: Any, chosen: Sequence[bool]) -> tuple[list[Any], Rebuild]:
+    """(the chosen leaves of a tree, from such leaves to the tree)."""
+    flatten: Any = jax.tree.flatten
+    leaves, treedef = flatten(tree)
+
+    def rebuild(values: Sequence[Any]) -> Any:
+        rest = iter(values)
+        filled = [next(rest) if ok else x for x, ok in zip(leaves, chosen, strict=True)]
+        return treedef.unflatten(filled)
+
+    return [x for x, ok in zip(leaves, chosen, strict=True) if ok], rebuild

@@ -240,4 +240,4 @@ def test_recipes_have_the_papers_groups_and_guess_nothing(name):
     found = assignment.resolve(run.regularizer(), nnx.state(model, nnx.Param))
     numbers = [block.psi.num_groups(block.shape) for block in found.blocks]
     assert (len(numbers), sum(numbers)) == GROUPS[name]
-    assert found.guesses == ()
+    assert assignment.guesses(found.blocks) == ()

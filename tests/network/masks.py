@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
+from ramda_jax.network.flat import UNITS, Constant, flatten
 from ramda_jax.subproblem import Block, View
 
 
@@ -16,8 +16,7 @@ def ids(shape: tuple[int, ...], view: View) -> np.ndarray:
     whole = np.full(shape, -1)
     window = tuple(slice(a, b) for a, b in view.window or [(0, n) for n in shape])
     part = view.shape or whole[window].shape
-    axes = (view.axis,) if isinstance(view.axis, int) else view.axis
-    axes = tuple(a % len(part) for a in axes)
+    axes = tuple(a % len(part) for a in view.axes)
     sizes = [part[a] for a in axes]
     numbers = np.arange(math.prod(sizes)).reshape(sizes)
     order = sorted(range(len(axes)), key=axes.__getitem__)
@@ -47,32 +46,16 @@ def evaluate(
     closed: Any, args: list[Any], hook: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
     """Run a jaxpr, calls inlined; `hook`: (equation, its results) -> what they are taken for."""
-    return _run(closed.jaxpr, closed.consts, args, hook)
-
-
-_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
-
-
-def _run(jaxpr: Any, consts: Any, args: list[Any], hook: Any) -> list[Any]:
-    known: dict[Any, Any] = {}
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]
-    known.update(zip(jaxpr.constvars, consts, strict=True))
-    known.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
-        if equation.primitive.name in _CALLS:
-            inner = next(
-                p for p in equation.params.values() if isinstance(p, (core.Jaxpr, core.ClosedJaxpr))
-            )
-            results = _run(
-                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, hook
-            )
-        else:
-            results = equation.primitive.bind(*operands, **equation.params)
-            results = results if equation.primitive.multiple_results else [results]
-            results = hook(equation, list(results))
-        known.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    flat = flatten(closed)
+    known: dict[int, Any] = dict(zip(flat.inputs, args, strict=True))
+    read = lambda atom: atom.value if isinstance(atom, Constant) else known[atom]
+    for name, equation, operands, results in flat.equations:
+        given = map(read, operands)
+        unit = UNITS.get(name.removeprefix("unit "))
+        made = unit(*given) if unit else equation.primitive.bind(*given, **equation.params)
+        several = not unit and equation.primitive.multiple_results
+        known.update(zip(results, hook(equation, list(made) if several else [made]), strict=True))
+    return [read(atom) for atom in flat.outputs]
 
 
 def frozen_statistics(apply: Callable[..., Any], size: int) -> Callable[..., Any]:

@@ -13,10 +13,10 @@ from flax import linen as nn
 from flax import nnx
 
 import ramda_jax as rj
+from benchmarks.compaction import with_zeros
 from examples.models.convnet import ConvNet
 from examples.models.gated_transformer import GatedTransformer
 from examples.models.resnet import ResNet
-from ramda_jax.assignment import resolve
 from ramda_jax.network import emit
 from tests.network import zoo
 from tests.network.test_properties import IMAGE, Layer, _apply, _init, networks
@@ -56,24 +56,6 @@ def check(
     return small
 
 
-def with_zero_groups(assignment: Any, params: Any, share: float, seed: int) -> Any:
-    """A share of the groups of every block set to zero."""
-    leaves, treedef = jax.tree.flatten(params)
-    leaves = list(leaves)
-    rng = np.random.default_rng(seed)
-    for block in resolve(assignment, params).blocks:
-        dead = rng.random(block.number) < share
-        for k, member in enumerate(block.members):
-            part = member.take(leaves[member.leaf])
-            axes = block.axes(k)
-            shape = [part.shape[a] for a in axes]
-            mask = dead.reshape(shape)
-            mask = np.transpose(mask, [axes.index(a) for a in sorted(axes)])
-            mask = np.expand_dims(mask, [d for d in range(part.ndim) if d not in axes])
-            leaves[member.leaf] = member.put(leaves[member.leaf], jnp.where(mask, 0.0, part))
-    return treedef.unflatten(leaves)
-
-
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(networks(), st.sampled_from([0.3, 0.7, 1.0]), st.integers(0, 2**30))
 @hypothesis.example((Layer("conv", 4, 4), Layer("groups", 4, 8)), 0.3, 0)
@@ -82,7 +64,7 @@ def test_random_networks_with_random_zero_groups(layers, share, seed):
     x = jnp.asarray(np.random.default_rng(seed).standard_normal((*IMAGE, 4)), jnp.float32)
     apply = functools.partial(_apply, layers)
     net = rj.network(apply, params, x)
-    sparse = with_zero_groups(net.inputs(rj.GroupLasso(0.1)), params, share, seed)
+    sparse = with_zeros(net.inputs(rj.GroupLasso(0.1)), params, share, seed)
     small = check(apply, sparse, x)
     assert small.report().parameters <= small.report().parameters_before
 
@@ -108,11 +90,11 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["inputs", "channels"])
-def test_models_with_zero_groups(name, kind):
+def test_models_with_zeros(name, kind):
     make, inputs = MODELS[name]
     apply, params = parts(make(nnx.Rngs(0)))
     net = rj.network(apply, params, *inputs)
-    sparse = with_zero_groups(getattr(net, kind)(rj.GroupLasso(0.1)), params, 0.6, 1)
+    sparse = with_zeros(getattr(net, kind)(rj.GroupLasso(0.1)), params, 0.6, 1)
     small = check(apply, sparse, *inputs, tolerance=3e-5)
     report = small.report()
     assert report.parameters < 0.75 * report.parameters_before
@@ -192,7 +174,7 @@ def test_attention_loses_heads():
     model = nnx.MultiHeadAttention(4, 16, rngs=nnx.Rngs(0), decode=False)
     apply, state = parts(model)
     net = rj.network(apply, state, random(1, 5, 16))
-    sparse = with_zero_groups(net.channels(rj.GroupLasso(0.1)), state, 0.5, 0)
+    sparse = with_zeros(net.channels(rj.GroupLasso(0.1)), state, 0.5, 0)
     small = check(apply, sparse, random(1, 5, 16))
     heads = small.widths()["out/kernel"][0]
     assert heads < 4
