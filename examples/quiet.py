@@ -5,6 +5,7 @@ several threads, around the one that helps.
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,6 +16,8 @@ def quiet_orbax() -> None:
     """Silences it for the rest of the process, as its threads go on after the failure is raised."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: not _of_orbax(record))
+    # What was to read the other arrays, when one of them has failed.
+    warnings.filterwarnings("ignore", r"coroutine '\w+' was never awaited", RuntimeWarning)
     sys.excepthook = _without(_loop_closed, sys.excepthook)
     sys.unraisablehook = _without(
         lambda kind, error, *_: _loop_closed(kind, error) or _raised_by_orbax(error),
