@@ -1,7 +1,7 @@
 """Networks, seen from their computation: roles of axes, channels, costs. Knows nothing of methods and solvers.
 
     trace -> flow (over `axes`) -> roles -> spaces -> assignments, cost
-    flat -> needs -> emit: compaction
+    flat -> multiplied -> needs (over `masks`) -> factors -> emit (over `pieces`): compaction
 
 `flat` also knows what both walks over a jaxpr must: calls, kinds of primitives, operations of a product.
 `network` and `compact` are what users call.

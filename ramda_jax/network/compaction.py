@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import zipfile
@@ -19,12 +18,13 @@ from jax import export as jax_export
 
 from ramda_jax import _validation, trees
 from ramda_jax._text import table
-from ramda_jax.network import emit, flow, roles
-from ramda_jax.network.flat import Flat, flatten, operations
-from ramda_jax.network.needs import Keep, Needs
+from ramda_jax.network import emit, pieces
+from ramda_jax.network.factors import Factors, factored, matrix
+from ramda_jax.network.flat import Flat, flatten, operations, programs
+from ramda_jax.network.multiplied import multiplied
+from ramda_jax.network.needs import Plan, plan
 from ramda_jax.network.trace import (
     Leaf,
-    Program,
     Rebuild,
     apart,
     arrays_apart,
@@ -88,10 +88,15 @@ class ArrayReport:
 
     Attributes:
       before, after: its shape; of one that nobody needs, a single entry is left, which is not looked at.
+      rank: of its factors, if it has been replaced by two.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    rank: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.after}" if self.rank is None else f"{self.after} of rank {self.rank}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Report:
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("path", "before", "after")]
-        rows += [(path, str(a.before), str(a.after)) for path, a in self.arrays.items()]
+        rows += [(path, str(a.before), str(a)) for path, a in self.arrays.items()]
         rows.append(("parameters", f"{self.parameters_before:,}", f"{self.parameters:,}"))
         rows.append(("FLOPs", f"{self.flops_before:,}", f"{self.flops:,}"))
         return "\n".join([table(rows, left=1), *self.reasons])
@@ -136,18 +141,24 @@ class Compact:
         self._model = model
         self._example = _traced(model, args, kwargs)
         flat, inputs = self._example.flat, self._example.inputs
+        weights = multiplied(flat, len(model.values))
         masks = [
-            np.asarray(value) != 0 if weight else np.ones(np.shape(value), bool)
-            for value, weight in zip(model.values, _weights(model, self._example), strict=True)
+            np.asarray(value) != 0 if k in weights else np.ones(np.shape(value), bool)
+            for k, value in enumerate(model.values)
         ]
         masks += [np.ones(np.shape(x), bool) for x in inputs]
         cuttable = [tuple(n > 1 for n in leaf.shape) for leaf in model.leaves]
         cuttable += [(False,) * np.ndim(x) for x in inputs]
-        needs = Needs(flat, masks, cuttable, multiple_of)
-        self._kept = {n: needs.keep(n) for n in range(len(flat.shapes))}
-        self._keeps = [self._kept[n] for n in flat.inputs[: len(model.leaves)]]
-        small = [_cut(x, keep) for x, keep in zip(model.values, self._keeps, strict=True)]
+        self._plan = plan(flat, masks, cuttable, multiple_of)
+        own_numbers = flat.inputs[: len(model.leaves)]
+        self._keeps = [self._plan.keeps[n] for n in own_numbers]
+        small = list(map(pieces.cut, model.values, self._keeps))
         self._shapes = [tuple(np.shape(x)) for x in small]
+        hows = [matrix(flat, n) if k in weights else None for k, n in enumerate(own_numbers)]
+        small = [factored(x, how, multiple_of) for x, how in zip(small, hows, strict=True)]
+        self._matrices = [
+            how if isinstance(x, Factors) else None for x, how in zip(small, hows, strict=True)
+        ]
         self.params = model.rebuild(small)
 
     def apply(self, params: chex.ArrayTree, *args: Any, **kwargs: Any) -> Any:
@@ -166,8 +177,8 @@ class Compact:
     def _run(self, traced: _Traced, values: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """A program on small parameters and arrays for its inputs."""
         pairs = zip(values, self._keeps, self._model.leaves, strict=True)
-        pieces = [emit.given(x, keep, leaf.shape) for x, keep, leaf in pairs]
-        found = emit.run(traced.flat, self._kept, [*pieces, *map(emit.whole, inputs)])
+        own = [pieces.given(x, keep, leaf.shape) for x, keep, leaf in pairs]
+        found = emit.run(traced.flat, self._plan, [*own, *map(pieces.whole, inputs)])
         return jax.tree.unflatten(traced.tree, found)
 
     def _run_example(self, values: Sequence[Any], inputs: Sequence[Any]) -> Any:
@@ -177,15 +188,16 @@ class Compact:
     def report(self) -> Report:
         """Parameters, bytes and FLOPs before and after, per array; and why what could not go stayed."""
         leaves = self._model.leaves
-        before, after = (
-            [math.prod(leaf.shape) for leaf in leaves],
-            list(map(math.prod, self._shapes)),
-        )
+        now = self._like()
+        before = [math.prod(leaf.shape) for leaf in leaves]
+        after = [sum(x.size for x in jax.tree.leaves(value)) for value in now]
         width = [np.dtype(leaf.dtype).itemsize for leaf in leaves]
         total = lambda sizes: sum(n * w for n, w in zip(sizes, width, strict=True))
-        pairs = zip(leaves, self._shapes, strict=True)
-        example = (self._model.like(self._shapes), self._example.inputs)
-        small = jax.make_jaxpr(self._run_example)(*example)
+        ranks = [
+            how and x.left.shape[how.place] for x, how in zip(now, self._matrices, strict=True)
+        ]
+        rows = zip(leaves, self._shapes, ranks, strict=True)
+        small = jax.make_jaxpr(self._run_example)(now, self._example.inputs)
         return Report(
             sum(after),
             sum(before),
@@ -193,27 +205,33 @@ class Compact:
             total(before),
             _operations(flatten(small)),
             _operations(self._example.flat),
-            {leaf.path: ArrayReport(leaf.shape, shape) for leaf, shape in pairs},
+            {leaf.path: ArrayReport(leaf.shape, shape, rank) for leaf, shape, rank in rows},
             tuple(self._reasons()),
         )
 
     def _reasons(self) -> list[str]:
         """What was kept whole for want of a rule, or why nothing was cut."""
-        loops = sorted({e.name for e in self._example.flat.equations} & {"scan", "while", "cond"})
-        reasons = [
-            f"What {name} reads is filled up with zeros again: loops are not cut yet."
-            for name in loops
-        ]
-        if all(k is None for keep in self._keeps for k in keep):
+        reasons = []
+        cut = any(k is not None for keep in self._keeps for k in keep)
+        if not cut and not any(self._matrices):
             reasons.append(
                 "Nothing could be cut: every slice of every parameter is read by something that is not zero."
             )
         return reasons
 
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """The new shape of every parameter, by path: to build a model of one's own class."""
+        """The new shape of every parameter, by path: to build a model of one's own class.
+
+        Where there are factors, it is that of the array which they stand for.
+        """
         paths = [leaf.path for leaf in self._model.leaves]
         return dict(zip(paths, self._shapes, strict=True))
+
+    def _like(self) -> list[Any]:
+        """What stands for the values of the small parameters: an array, or factors, for each."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._checked(self.params)
+        )
 
     def export(
         self, path: str | Path, *, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
@@ -230,28 +248,29 @@ class Compact:
           ImportError: without flatbuffers.
         """
         inputs = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in self._example.inputs]
-        exported = jax_export.export(jax.jit(self._run_example), platforms=platforms)
-        program = exported(self._model.like(self._shapes), inputs)
+        run = lambda values, inputs: self._run_example(self._grouped(values), inputs)
+        exported = jax_export.export(jax.jit(run), platforms=platforms)
+        values, _, leaves = _floating(self.params)
+        program = exported([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values], inputs)
+        notes = [(leaf.path, leaf.shape, np.dtype(leaf.dtype).name) for leaf in leaves]
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("program", program.serialize())
-            file.writestr("paths", json.dumps(list(self.widths())))
-            for k, x in enumerate(self._checked(self.params)):
-                buffer = io.BytesIO()
-                np.save(buffer, np.asarray(x), allow_pickle=False)
-                file.writestr(f"{k}.npy", buffer.getvalue())
+            file.writestr("arrays", json.dumps(notes))
+            for k, x in enumerate(values):
+                file.writestr(f"{k}", np.asarray(x).tobytes())
 
     def _checked(self, params: chex.ArrayTree) -> list[Any]:
+        """The values of small parameters: an array, or factors, for each of the whole ones."""
         trees.check_same(params, "params", self.params, "the compact parameters")
-        return _floating(params)[0]
+        return self._grouped(_floating(params)[0])
+
+    def _grouped(self, values: Iterable[Any]) -> list[Any]:
+        """Arrays, in order, as arrays and factors."""
+        rest = iter(values)
+        return [Factors(next(rest), next(rest)) if how else next(rest) for how in self._matrices]
 
     def _check_same(self, flat: Flat) -> None:
-        expected = self._example.flat
-        same = [e.name for e in flat.equations] == [e.name for e in expected.equations]
-        same = same and all(
-            len(a) == len(b) and all(k is None or a[d] == b[d] for d, k in enumerate(self._kept[n]))
-            for n, (a, b) in enumerate(zip(flat.shapes, expected.shapes, strict=True))
-        )
-        if not same:
+        if not _same_program(flat, self._example.flat, self._plan):
             raise ValueError(
                 "with these inputs the function is another one than that which was compacted: they may differ only in the "
                 "number of examples; compact it with such inputs (flags, other arguments and sizes must be the same)."
@@ -263,8 +282,11 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
 
     Exact: results are those of the whole model up to rounding, for any inputs of the example's kind and any number of
     examples, and so are gradients of what is left (zero groups within an array that stays may have none). Every zero slice
-    of a weight goes, wherever it is: the weight gathers what it reads. What cannot be followed (an unknown operation, the
-    body of a loop) stays whole.
+    of a weight goes, wherever it is: the weight gathers what it reads. Loops, too: the layers of a scan keep indices of
+    their own, as many as the layer that needs most. What cannot be followed (an unknown operation) stays whole.
+
+    A matrix of low rank (as the nuclear norm makes) becomes two factors where they are smaller: in place of the array,
+    `params` has a pair `(left, right)`.
 
     Args:
       apply_fn, *args, **kwargs: as in `network`, with the values of the parameters; inputs may be ShapeDtypeStructs. All
@@ -319,21 +341,27 @@ def _floating(params: chex.ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
     return *apart(params, mine), named
 
 
-def _weights(model: _Model, traced: _Traced) -> list[bool]:
-    """Which parameters are multiplied: zeros of others (biases that nothing has moved yet) mean nothing."""
-    program = Program(traced.closed, tuple(model.leaves), len(traced.inputs))
-    return [bool(role.products) for role in roles.roles(flow.flow(program))]
-
-
-def _cut(x: Any, keep: Keep) -> chex.Array:
-    """What is kept; one entry of what nobody needs, since many tools do not take empty arrays."""
-    array = jnp.asarray(x)
-    if emit.is_empty(keep):
-        keep = tuple(None if k is None else np.zeros(1, int) for k in keep)
-    for axis, k in enumerate(keep):
-        if k is not None:
-            array = jnp.take(array, k, axis=axis)
-    return array
+def _same_program(flat: Flat, expected: Flat, plan: Plan) -> bool:
+    """Whether it is the same program for what is kept of the expected one."""
+    pairs = list(zip(flat.equations, expected.equations, strict=False))
+    if len(flat.equations) != len(expected.equations) or any(a.name != b.name for a, b in pairs):
+        return False
+    shapes = zip(flat.shapes, expected.shapes, plan.keeps, strict=True)
+    if any(
+        len(a) != len(b) or any(k is not None and a[d] != b[d] for d, k in enumerate(keep))
+        for a, b, keep in shapes
+    ):
+        return False
+    return all(
+        _same_program(*each)
+        for place, inner in plan.inner.items()
+        for each in zip(
+            programs(pairs[place][0].equation),
+            programs(pairs[place][1].equation),
+            inner.programs,
+            strict=True,
+        )
+    )
 
 
 def _operations(program: Flat) -> int:
@@ -370,13 +398,14 @@ def load_compact(path: str | Path) -> Loaded:
     try:
         with zipfile.ZipFile(path) as file:
             program = jax_export.deserialize(bytearray(file.read("program")))
-            paths = json.loads(file.read("paths"))
+            notes = json.loads(file.read("arrays"))
             arrays = [
-                np.load(io.BytesIO(file.read(f"{k}.npy")), allow_pickle=False)
-                for k in range(len(paths))
+                np.frombuffer(file.read(f"{k}"), jnp.dtype(dtype)).reshape(shape)
+                for k, (_, shape, dtype) in enumerate(notes)
             ]
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path} is no exported compact model: {error}.") from None
     leaves = [jnp.asarray(x) for x in arrays]
     call = lambda *inputs: program.call(leaves, list(inputs))
+    paths = [path for path, *_ in notes]
     return Loaded(dict(zip(paths, leaves, strict=True)), call)

@@ -47,6 +47,18 @@ def operations(equation: Any) -> int:
     return 0
 
 
+def carry_bounds(equation: Any) -> tuple[int, int]:
+    """Where the carried operands of a scan begin and end: its parameters say it otherwise in every JAX.
+
+    What is carried has as many axes inside as outside, what is stacked one less.
+    """
+    body = equation.params["jaxpr"].jaxpr
+    same = lambda pairs: [len(a.aval.shape) == len(b.aval.shape) for a, b in pairs]
+    carried = sum(same(zip(equation.outvars, body.outvars, strict=True)))
+    whole = sum(same(zip(equation.invars, body.invars, strict=True)))
+    return whole - carried, whole
+
+
 class Constant(NamedTuple):
     """An operand that is none of the values: a literal, or a constant of the jaxpr."""
 
@@ -133,3 +145,12 @@ def flatten(closed: core.ClosedJaxpr) -> Flat:
     inputs = tuple(new(var) for var in jaxpr.invars)
     outputs = run(jaxpr, closed.consts, inputs)
     return Flat(equations, inputs, tuple(outputs), shapes)
+
+
+def programs(equation: Any) -> tuple[Flat, ...]:
+    """The programs in a loop or in branches: a scan's body; a while's condition and body; the branches; else none."""
+    p = equation.params
+    inside = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
+    name = equation.primitive.name
+    found = p["branches"] if name == "cond" else [p[key] for key in inside.get(name, ())]
+    return tuple(map(flatten, found))

@@ -25,7 +25,16 @@ from jax.extend import core
 
 from ramda_jax.network import axes as ax
 from ramda_jax.network.axes import Axis
-from ramda_jax.network.flat import CALLS, CUMULATIVE, REDUCTIONS, WINDOWS, body, names, operations
+from ramda_jax.network.flat import (
+    CALLS,
+    CUMULATIVE,
+    REDUCTIONS,
+    WINDOWS,
+    body,
+    carry_bounds,
+    names,
+    operations,
+)
 from ramda_jax.network.trace import Program
 
 # Roles of an axis of a parameter in a product. BATCH: it is an index of both operands; GROUP: of a convolution in groups;
@@ -766,7 +775,7 @@ class _Walker:
 
     def do_scan(self, equation: Any, operands: list[Value]) -> list[Value]:
         p = equation.params
-        n, m = _scanned(equation)
+        n, m = carry_bounds(equation)
         constants, carried, stacked = operands[:n], operands[n:m], operands[m:]
         number = self.loops = self.loops + 1
         steps = Axis(p["length"])
@@ -835,18 +844,6 @@ class _Walker:
             statistics = frozenset().union(*(v.statistics for v in values))
             results.append(Value(values[0].axes, live, (), statistics))
         return results
-
-
-def _scanned(equation: Any) -> tuple[int, int]:
-    """Where the carried operands of a scan begin and end: its parameters say it otherwise in every JAX.
-
-    What is carried has as many axes inside as outside, what is stacked one less.
-    """
-    body = equation.params["jaxpr"].jaxpr
-    same = lambda pairs: [len(a.aval.shape) == len(b.aval.shape) for a, b in pairs]
-    carried = sum(same(zip(equation.outvars, body.outvars, strict=True)))
-    whole = sum(same(zip(equation.invars, body.invars, strict=True)))
-    return whole - carried, whole
 
 
 class _Side(NamedTuple):

@@ -2,96 +2,219 @@
 
 Forward: an entry is *zero* if it is so for every input, because of entries of weights that are zero. Backward from the
 results: an entry is *needed* if a result depends on it through factors that are not zero. Kept along an axis are the
-indices at which anything is needed and not zero. Coarse where that is cheap (convolutions and products look at channels,
-not at places), never too small.
+indices at which anything is needed and not zero.
 
 Only axes that come from parameters are ever cut: batches, words and pixels may be of another number in the next call.
+
+What a loop carries from one turn to the next has one shape: an entry of it is zero if it is before the first turn and after
+each (the least fixed point), and needed if it is in any turn. A loop over stacked parameters has every slice's own zeros:
+each turn is looked at by itself, and may keep indices of its own; as many as the turn that needs most.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ramda_jax.network.flat import (
-    CUMULATIVE,
-    REDUCTIONS,
-    UNITS,
-    WINDOWS,
-    Atom,
-    Constant,
-    Equation,
-    Flat,
-)
-from ramda_jax.network.flow import ELEMENTWISE_NAMES
+from ramda_jax.network import masks as rules
+from ramda_jax.network.flat import Atom, Constant, Equation, Flat, carry_bounds, programs
+from ramda_jax.network.masks import Cut, Mask
 
-Mask = Any  # an array of bool; NumPy's own types make a scalar of what may be an array
-# Indices that are kept along each axis; None: all.
-Keep = tuple[np.ndarray | None, ...]
+# Indices that are kept along one axis: (number kept,), or (slices, number kept) where each slice of a stack has its own;
+# None: all.
+Indices = np.ndarray | None
+Keep = tuple[Indices, ...]
+
+# Along every axis at which indices something is needed, (size,) or (slices, size); None if the axis may not be cut.
+Vectors = tuple[np.ndarray | None, ...]
 
 
-def is_elementwise(name: str) -> bool:
-    return name in ELEMENTWISE_NAMES or name.removeprefix("unit ") in UNITS
+class Found(NamedTuple):
+    """What an analysis found of one program.
+
+    Attributes:
+      values: of every value.
+      inner: of the loops, by the place of their equation.
+    """
+
+    values: list[Vectors]
+    inner: dict[int, Inner]
 
 
-class Needs:
-    """The analysis of one program.
+class Inner(NamedTuple):
+    """What was found of a loop, or of branches.
+
+    Attributes:
+      programs: of each program in it, turn by turn if each has its own zeros, else once.
+      carry: of what is carried.
+    """
+
+    programs: tuple[list[Found], ...]
+    carry: list[Vectors]
+
+
+class Plan(NamedTuple):
+    """What to make of one program.
+
+    Attributes:
+      keeps: of every value, by its number.
+      inner: of the loops, by the place of their equation.
+    """
+
+    keeps: list[Keep]
+    inner: dict[int, InnerPlan]
+
+
+class InnerPlan(NamedTuple):
+    """What to make of a loop, or of branches.
+
+    Attributes:
+      programs: of each program in it.
+      carry: of what is carried.
+      sliced: whether every turn keeps indices of its own.
+    """
+
+    programs: tuple[Plan, ...]
+    carry: list[Keep]
+    sliced: bool
+
+
+def plan(flat: Flat, masks: Sequence[Mask], cuts: Sequence[Cut], multiple_of: int = 1) -> Plan:
+    """What to keep of every value of a program all of whose results are needed.
 
     Args:
       flat: the program.
       masks: of each input, which entries are not zero.
-      cuttable: of each input, which axes may be cut.
+      cuts: of each input, which axes may be cut.
       multiple_of: the number of indices kept is rounded up to a multiple of this, if there are as many.
+    """
+    stacked = _stacked(
+        flat, [number for number, cut in zip(flat.inputs, cuts, strict=True) if any(cut)]
+    )
+    needs = Needs(flat, masks, cuts, stacked)
+    needs.need([np.ones(mask.shape, bool) for mask, _ in needs.outputs()])
+    return _planned([needs.found()], multiple_of)
+
+
+def _planned(founds: Sequence[Found], multiple_of: int) -> Plan:
+    """What to make of a program that runs as often as it was looked at."""
+    together = lambda values: tuple(
+        _indices(column, multiple_of) for column in zip(*values, strict=True)
+    )
+    keeps = [together(values) for values in zip(*(f.values for f in founds), strict=True)]
+    inner = {}
+    for place, first in founds[0].inner.items():
+        each = [f.inner[place] for f in founds]
+        # Turns that differ within turns that differ are not told apart: then there is one turn here.
+        turns = [
+            first.programs[k] if len(founds) == 1 else [i.programs[k][0] for i in each]
+            for k in range(len(first.programs))
+        ]
+        inner[place] = InnerPlan(
+            tuple(_planned(t, multiple_of) for t in turns),
+            [together(values) for values in zip(*(i.carry for i in each), strict=True)],
+            len(founds) == 1 and len(turns[0]) > 1,
+        )
+    return Plan(keeps, inner)
+
+
+def _indices(vectors: Sequence[np.ndarray | None], multiple_of: int) -> Indices:
+    """The indices to keep: as many in every slice, and no fewer than any needs.
+
+    Those added are the first that would have gone. They do no harm: what is zero is computed to be zero, and what nobody
+    needs is multiplied by zero.
+    """
+    given = [v for v in vectors if v is not None]
+    if not given:
+        return None
+    rows = np.concatenate([np.atleast_2d(v) for v in given])
+    size = rows.shape[1]
+    longest = int(rows.sum(axis=1).max(initial=0))
+    wanted = min(-(-longest // multiple_of) * multiple_of, size)
+    if wanted == size:
+        return None
+    # Stable: what is needed first, in order, then the others, in order.
+    chosen = np.sort(np.argsort(~rows, axis=1, kind="stable")[:, :wanted], axis=1)
+    return chosen[0] if (chosen == chosen[:1]).all() else chosen
+
+
+def _stacked(flat: Flat, parameters: Sequence[int]) -> frozenset[int]:
+    """The parameters, or copies of them in another dtype, that only loops read, slice by slice."""
+    copies = set(parameters)
+    for e in flat.equations:
+        if e.name in _COPIES and e.operands[0] in copies:
+            copies.update(e.results)
+    bad = {atom for atom in flat.outputs if not isinstance(atom, Constant)}
+    for e in reversed(flat.equations):
+        last = carry_bounds(e.equation)[1] if e.name == "scan" else len(e.operands)
+        if e.name in _COPIES and not bad.intersection(e.results):
+            last = 0
+        bad.update(atom for atom in e.operands[:last] if not isinstance(atom, Constant))
+    return frozenset(n for n in copies - bad if flat.shapes[n])
+
+
+_COPIES = ("convert_element_type", "copy", "reduce_precision")
+
+
+class Needs:
+    """The analysis of one program: forward when it is made, then backward by `need`.
+
+    Args:
+      flat: the program.
+      masks: of each input, which entries are not zero.
+      cuts: of each input, which axes may be cut.
+      stacked: values whose slices along the first axis are looked at one by one.
     """
 
     def __init__(
         self,
         flat: Flat,
         masks: Sequence[Mask],
-        cuttable: Sequence[tuple[bool, ...]],
-        multiple_of: int = 1,
+        cuts: Sequence[Cut],
+        stacked: frozenset[int] = frozenset(),
     ) -> None:
         self.flat = flat
-        self.multiple_of = multiple_of
-        self.nonzero: dict[int, Mask] = {}
-        self.cuttable: dict[int, tuple[bool, ...]] = {}
-        for number, mask, cut in zip(flat.inputs, masks, cuttable, strict=True):
-            self.nonzero[number], self.cuttable[number] = mask, cut
-        for equation in flat.equations:
-            self._forward(equation)
+        self.stacked = stacked
+        self.nonzero: dict[int, Mask] = dict(zip(flat.inputs, masks, strict=True))
+        self.cuts: dict[int, Cut] = dict(zip(flat.inputs, cuts, strict=True))
+        self.loops: dict[int, _Scan | _While | _Branches] = {}
+        for place, equation in enumerate(flat.equations):
+            for number, (mask, cut) in zip(equation.results, self._made(place), strict=True):
+                self.nonzero[number], self.cuts[number] = mask, cut
         self.needed = {n: np.zeros(mask.shape, bool) for n, mask in self.nonzero.items()}
-        for atom in flat.outputs:
-            self._need(atom, np.ones(self._shape(atom), bool))
-        for equation in reversed(flat.equations):
-            self._backward(equation)
 
-    def keep(self, number: int) -> Keep:
-        """What is kept of a value: nothing along every axis that may be cut, where nothing of it is needed."""
-        mask = self.needed[number]
-        keep: list[np.ndarray | None] = []
-        for axis, cut in enumerate(self.cuttable[number]):
-            others = tuple(d for d in range(mask.ndim) if d != axis)
-            found = self._rounded(np.flatnonzero(mask.any(axis=others)), mask.shape[axis])
-            keep.append(None if not cut or len(found) == mask.shape[axis] else found)
-        return tuple(keep)
+    def outputs(self) -> list[tuple[Mask, Cut]]:
+        """Of every result: which entries are not zero, and which axes may be cut."""
+        return [(self._mask(atom), self._cut(atom)) for atom in self.flat.outputs]
 
-    def _rounded(self, found: np.ndarray, size: int) -> np.ndarray:
-        """With the first indices that would have gone added. They do no harm: what is zero is computed to be zero."""
-        wanted = min(-(-len(found) // self.multiple_of) * self.multiple_of, size)
-        if wanted == len(found):
-            return found
-        others = np.setdiff1d(np.arange(size), found)
-        return np.sort(np.concatenate([found, others[: wanted - len(found)]]))
+    def need(self, wanted: Sequence[Mask]) -> None:
+        """Go back from what is wanted of the results."""
+        for atom, mask in zip(self.flat.outputs, wanted, strict=True):
+            self._need(atom, mask)
+        for place in reversed(range(len(self.flat.equations))):
+            self._backward(place)
+
+    def inputs(self) -> list[Mask]:
+        """What is needed of every input."""
+        return [self.needed[n] for n in self.flat.inputs]
+
+    def found(self) -> Found:
+        """Along every axis, at which indices anything is needed."""
+        values = [self._vectors(n) for n in range(len(self.flat.shapes))]
+        return Found(values, {place: loop.found for place, loop in self.loops.items()})
+
+    def _vectors(self, number: int) -> Vectors:
+        if number not in self.stacked:
+            return _vectors(self.needed[number], self.cuts[number])
+        mask, cut = self.needed[number], self.cuts[number]
+        slices = [_vectors(mask[k], cut[1:]) for k in range(len(mask))]
+        columns = zip(*slices, strict=True)
+        return (None, *(None if c[0] is None else np.stack(c) for c in columns))
 
     # Reading.
-
-    def _shape(self, atom: Atom) -> tuple[int, ...]:
-        return np.shape(atom.value) if isinstance(atom, Constant) else self.flat.shapes[atom]
 
     def _mask(self, atom: Atom) -> Mask:
         if isinstance(atom, Constant):
@@ -100,406 +223,218 @@ class Needs:
             return np.asarray(np.asarray(atom.value) != 0)
         return self.nonzero[atom]
 
-    def _cut(self, atom: Atom) -> tuple[bool, ...]:
+    def _cut(self, atom: Atom) -> Cut:
         if isinstance(atom, Constant):
             return (False,) * len(np.shape(atom.value))
-        return self.cuttable[atom]
+        return self.cuts[atom]
 
     def _need(self, atom: Atom, mask: Mask) -> None:
         if not isinstance(atom, Constant):
             self.needed[atom] = self.needed[atom] | (mask & self.nonzero[atom])
 
-    # Forward.
+    # Forward and backward.
 
-    def _forward(self, equation: Equation) -> None:
+    def _made(self, place: int) -> list[tuple[Mask, Cut]]:
+        equation = self.flat.equations[place]
         masks = [self._mask(a) for a in equation.operands]
         cuts = [self._cut(a) for a in equation.operands]
-        shapes = [self.flat.shapes[n] for n in equation.results]
-        results = self._made(equation, masks, cuts, shapes)
-        for number, (mask, cut) in zip(equation.results, results, strict=True):
-            self.nonzero[number], self.cuttable[number] = mask, cut
+        if equation.name not in _LOOPS:
+            return rules.made(
+                equation, masks, cuts, [self.flat.shapes[n] for n in equation.results]
+            )
+        stacks = [a in self.stacked for a in equation.operands]
+        self.loops[place] = _LOOPS[equation.name](equation, masks, cuts, stacks)
+        return self.loops[place].results
 
-    def _made(
-        self, equation: Equation, masks: list[Mask], cuts: list[Any], shapes: list[Any]
-    ) -> list[tuple[Mask, tuple[bool, ...]]]:
-        name, p, shape = equation.name, equation.equation.params, shapes[0]
-        if is_elementwise(name) and len(shapes) == 1:
-            full = [c for m, c in zip(masks, cuts, strict=True) if m.ndim == len(shape)]
-            cut = tuple(any(column) for column in zip(*full, strict=True))
-            return [(self._elementwise(equation, masks, shape), cut)]
-        if name in REDUCTIONS:
-            axes = p["axes"]
-            cut = tuple(c for d, c in enumerate(cuts[0]) if d not in axes)
-            return [(masks[0].any(axis=tuple(axes)), cut)]
-        if name == "dot_general":
-            return [_dot(masks, cuts, p["dimension_numbers"])]
-        if name == "conv_general_dilated" and p["batch_group_count"] == 1:
-            return [_conv(masks, cuts, p, shape)]
-        if name == "gather" and is_lookup(equation, self._shape(equation.operands[0])):
-            return [_lookup(masks, cuts, p, shape)]
-        if name in MOVES:
-            return MOVES[name](masks, cuts, p, shapes)
-        if name in POOLS:
-            return [_pooled(masks[0], cuts[0], shape)]
-        return [(np.ones(s, bool), (False,) * len(s)) for s in shapes]
-
-    def _elementwise(self, equation: Equation, masks: list[Mask], shape: Any) -> Mask:
-        spread = [np.broadcast_to(m, shape) for m in masks]
-        name = equation.name
-        if name in ("mul", "and"):
-            return functools.reduce(np.logical_and, spread)
-        if name == "div":
-            return spread[0]
-        if name == "select_n":
-            return functools.reduce(np.logical_or, spread[1:])
-        if not _keeps_zero(equation):
-            return np.ones(shape, bool)
-        values = [
-            s
-            for s, a in zip(spread, equation.operands, strict=True)
-            if not (isinstance(a, Constant) and np.ndim(a.value) == 0)
-        ]
-        return functools.reduce(np.logical_or, values) if values else np.ones(shape, bool)
-
-    # Backward.
-
-    def _backward(self, equation: Equation) -> None:
+    def _backward(self, place: int) -> None:
+        equation = self.flat.equations[place]
         wanted = [self.needed[n] for n in equation.results]
-        if not any(w.any() for w in wanted):
+        if not any(w.any() for w in wanted) and place not in self.loops:
             return
-        masks = [self._mask(a) for a in equation.operands]
-        for atom, mask in zip(equation.operands, self._asked(equation, wanted, masks), strict=True):
+        if place in self.loops:
+            asked = self.loops[place].asked(wanted)
+        else:
+            masks = [self._mask(a) for a in equation.operands]
+            asked = rules.asked(equation, wanted, masks, [self._cut(a) for a in equation.operands])
+        for atom, mask in zip(equation.operands, asked, strict=True):
             self._need(atom, mask)
 
-    def _asked(self, equation: Equation, wanted: list[Mask], masks: list[Mask]) -> list[Mask]:
-        name, p, want = equation.name, equation.equation.params, wanted[0]
-        if is_elementwise(name) and len(wanted) == 1:
-            product = name in ("mul", "and")
-            asked = []
-            for k, mask in enumerate(masks):
-                mine = want
-                if product:
-                    others = [np.broadcast_to(m, want.shape) for j, m in enumerate(masks) if j != k]
-                    mine = functools.reduce(np.logical_and, others, want)
-                asked.append(_summed(mine, mask.shape))
-            return asked
-        if name in REDUCTIONS:
-            return [np.broadcast_to(np.expand_dims(want, p["axes"]), masks[0].shape)]
-        if name == "dot_general":
-            cuts = [self._cut(a) for a in equation.operands]
-            return _dot_asked(want, masks, cuts, p["dimension_numbers"])
-        if name == "conv_general_dilated" and p["batch_group_count"] == 1:
-            return _conv_asked(want, masks, p)
-        if name == "gather" and is_lookup(equation, masks[0].shape):
-            return _lookup_asked(want, masks, p)
-        if name in MOVES:
-            return _moved_back(name, wanted, masks, p)
-        if name in POOLS:
-            return [
-                _pooled(want, (), masks[0].shape)[0],
-                *(np.ones(m.shape, bool) for m in masks[1:]),
-            ]
-        return [np.ones(m.shape, bool) for m in masks]
+
+def _vectors(mask: Mask, cut: Cut) -> Vectors:
+    found: list[np.ndarray | None] = []
+    for axis, yes in enumerate(cut):
+        others = tuple(d for d in range(mask.ndim) if d != axis)
+        found.append(mask.any(axis=others) if yes else None)
+    return tuple(found)
 
 
-@functools.cache
-def _zero_of(primitive: Any, params: tuple[Any, ...], dtypes: tuple[Any, ...]) -> bool:
-    """Whether the function is zero where all that varies is; `dtypes`: a dtype, or (dtype, number) of what does not."""
-    values = [
-        np.zeros((), d) if not isinstance(d, tuple) else np.asarray(d[1], d[0]) for d in dtypes
-    ]
-    try:
-        with jax.ensure_compile_time_eval():
-            result = primitive.bind(*values, **dict(params))
-        return bool(np.all(np.asarray(result) == 0))
-    except Exception:  # whatever a primitive finds to say: then nothing is known
-        return False
+def _either(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
+    return [a | b for a, b in zip(left, right, strict=True)]
 
 
-def _keeps_zero(equation: Equation) -> bool:
-    if equation.name.removeprefix("unit ") in UNITS:
-        return True
-    dtypes: list[Any] = []
-    for atom, var in zip(equation.operands, equation.equation.invars, strict=True):
-        dtype = np.dtype(var.aval.dtype) if not hasattr(var.aval.dtype, "_rules") else None
-        if dtype is None:
-            return False
-        if isinstance(atom, Constant) and np.ndim(atom.value) == 0:
-            dtypes.append((dtype, np.asarray(atom.value).item()))
-        else:
-            dtypes.append(dtype)
-    try:
-        params = tuple(sorted(equation.equation.params.items()))
-        return _zero_of(equation.equation.primitive, params, tuple(dtypes))
-    except TypeError:  # parameters that cannot be hashed
-        return False
+def _either_cut(left: Sequence[Cut], right: Sequence[Cut]) -> list[Cut]:
+    pairs = zip(left, right, strict=True)
+    return [tuple(x or y for x, y in zip(a, b, strict=True)) for a, b in pairs]
 
 
-def _summed(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """Any over the axes along which something of this shape was repeated."""
-    if len(shape) < mask.ndim:
-        return np.broadcast_to(mask.any(), shape)
-    axes = tuple(d for d, (a, b) in enumerate(zip(mask.shape, shape, strict=True)) if a != b)
-    return mask.any(axis=axes, keepdims=True) if axes else mask
+def _fixed(step: Callable[[Any], Any], start: Any) -> Any:
+    """Where a growing sequence ends."""
+    while True:
+        after = step(start)
+        pairs = zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True)
+        if all(np.array_equal(a, b) for a, b in pairs):
+            return after
+        start = after
 
 
-# Products: any over free axes first, so that what is multiplied is as large as the weights.
+def _grown(body: Callable[[list[Mask], list[Cut]], Any], masks: Any, cuts: Any) -> Any:
+    """What is carried, from what it is before the first turn; `body`: what it is after one."""
+
+    def turn(state: Any) -> Any:
+        made = body(*state)
+        n = len(state[0])
+        masks, cuts = [m for m, _ in made[:n]], [c for _, c in made[:n]]
+        return _either(state[0], masks), _either_cut(state[1], cuts)
+
+    return _fixed(turn, (list(masks), list(cuts)))
 
 
-def _orders(ndim: int, contracted: Any, batch: Any) -> tuple[int, ...]:
-    return tuple(d for d in range(ndim) if d not in contracted and d not in batch)
+class _Scan:
+    """A loop over slices: (constants, carried, slices) to (carried, slices)."""
 
+    found: Inner
 
-def _matrix(mask: Mask, contracted: Any, batch: Any) -> Mask:
-    """(batch, contracted, free) as three axes."""
-    free = _orders(mask.ndim, contracted, batch)
-    ordered = np.transpose(mask, (*batch, *contracted, *free))
-    b, c, f = (math.prod(mask.shape[d] for d in axes) for axes in (batch, contracted, free))
-    return ordered.reshape(b, c, f)
+    def __init__(
+        self, equation: Equation, masks: Sequence[Mask], cuts: Sequence[Cut], stacks: Sequence[bool]
+    ) -> None:
+        (self.flat,) = programs(equation.equation)
+        self.first, self.last = carry_bounds(equation.equation)
+        self.masks, self.cuts = list(masks), list(cuts)
+        own = [m for m, stack in zip(masks, stacks, strict=True) if stack]
+        each = any((m != m[:1]).any() for m in own[:]) and len(own[0]) > 1
+        self.turns: tuple[int | None, ...] = tuple(range(len(own[0]))) if each else (None,)
+        carry = slice(self.first, self.last)
 
+        def made(masks: list[Mask], cuts: list[Cut]) -> list[tuple[Mask, Cut]]:
+            self.masks[carry], self.cuts[carry] = masks, cuts
+            outputs = [self._body(turn).outputs() for turn in self.turns]
+            self.made = outputs
+            results = outputs[0]
+            for other in outputs[1:]:
+                pairs = zip(results, other, strict=True)
+                results = [(a | b, c) for (a, c), (b, _) in pairs]
+            return results
 
-def _from_matrix(matrix: Mask, shape: Any, contracted: Any, batch: Any) -> Mask:
-    order = (*batch, *contracted, *_orders(len(shape), contracted, batch))
-    back = matrix.reshape([shape[d] for d in order])
-    return np.transpose(back, [order.index(d) for d in range(len(shape))])
+        self.masks[carry], self.cuts[carry] = _grown(made, masks[carry], cuts[carry])
+        n = self.last - self.first
+        self.results = list(zip(self.masks[carry], self.cuts[carry], strict=True))
+        length = equation.equation.params["length"]
+        for k, (_, cut) in enumerate(self.made[0][n:], n):
+            slices = [made[k][0] for made in self.made]
+            whole = (
+                np.stack(slices) if each else np.broadcast_to(slices[0], (length, *slices[0].shape))
+            )
+            self.results.append((whole, (False, *cut)))
 
+    def _slice(self, mask: Mask, turn: int | None) -> Mask:
+        return mask.any(axis=0) if turn is None else mask[turn]
 
-def _any_of_product(a: Mask, b: Mask) -> Mask:
-    """Whether any term of a matrix product is not zero; (..., m, k) and (..., k, n)."""
-    return (a.astype(np.float32) @ b.astype(np.float32)) > 0
-
-
-def _dot(masks: list[Mask], cuts: list[Any], numbers: Any) -> tuple[Mask, tuple[bool, ...]]:
-    ((lc, rc), (lb, rb)) = numbers
-    left, right = _matrix(masks[0], lc, lb), _matrix(masks[1], rc, rb)
-    free = [_orders(masks[0].ndim, lc, lb), _orders(masks[1].ndim, rc, rb)]
-    # The larger side is collapsed: what differs along its free axes is not told apart, unless they come from parameters.
-    sides = [left, right]
-    for k in (0, 1):
-        if not any(cuts[k][d] for d in free[k]):
-            sides[k] = sides[k].any(axis=2, keepdims=True)
-    made = _any_of_product(np.swapaxes(sides[0], 1, 2), sides[1])
-    full = np.broadcast_to(made, (left.shape[0], left.shape[2], right.shape[2]))
-    shape = [masks[0].shape[d] for d in (*lb, *free[0])] + [masks[1].shape[d] for d in free[1]]
-    cut = [cuts[0][a] or cuts[1][b] for a, b in zip(lb, rb, strict=True)]
-    cut += [cuts[0][d] for d in free[0]] + [cuts[1][d] for d in free[1]]
-    return full.reshape(shape), tuple(cut)
-
-
-def _dot_asked(want: Mask, masks: list[Mask], cuts: list[Any], numbers: Any) -> list[Mask]:
-    ((lc, rc), (lb, rb)) = numbers
-    axes = ((lc, lb), (rc, rb))
-    sides = [_matrix(m, *a) for m, a in zip(masks, axes, strict=True)]
-    wanted = want.reshape(sides[0].shape[0], sides[0].shape[2], sides[1].shape[2])
-    told = [any(cuts[k][d] for d in _orders(masks[k].ndim, *axes[k])) for k in (0, 1)]
-    asked = []
-    for k in (0, 1):
-        mine, other = sides[k], sides[1 - k]
-        w = wanted if k == 0 else np.swapaxes(wanted, 1, 2)  # (batch, my free, its free)
-        if not told[k]:
-            w = w.any(axis=1, keepdims=True)
-        if not told[1 - k]:
-            w, other = w.any(axis=2, keepdims=True), other.any(axis=2, keepdims=True)
-        terms = _any_of_product(other, np.swapaxes(w, 1, 2))  # (batch, contracted, my free)
-        full = np.broadcast_to(terms, mine.shape)
-        asked.append(_from_matrix(full, masks[k].shape, *axes[k]))
-    return asked
-
-
-class _ConvSides:
-    """A convolution by channels: (groups, inputs, outputs)."""
-
-    def __init__(self, masks: Sequence[Mask], p: Any) -> None:
-        numbers = p["dimension_numbers"]
-        self.groups = p["feature_group_count"]
-        self.image, self.kernel = numbers.lhs_spec[1], numbers.rhs_spec
-        self.out = numbers.out_spec[1]
-        kernel = np.moveaxis(masks[1], self.kernel[:2], (0, 1))
-        outputs, inputs = kernel.shape[:2]
-        self.channels = kernel.any(axis=tuple(range(2, kernel.ndim))).reshape(
-            self.groups, outputs // self.groups, inputs
+    def _body(self, turn: int | None) -> Needs:
+        slices = [self._slice(mask, turn) for mask in self.masks[self.last :]]
+        cuts = [cut[1:] for cut in self.cuts[self.last :]]
+        return Needs(
+            self.flat, [*self.masks[: self.last], *slices], [*self.cuts[: self.last], *cuts]
         )
-        others = tuple(d for d in range(masks[0].ndim) if d != self.image)
-        self.read = masks[0].any(axis=others).reshape(self.groups, inputs)
 
-    def along(self, vector: Mask, axis: int, shape: Any) -> Mask:
-        """A vector over channels, spread over all other axes."""
-        ones = [1] * len(shape)
-        ones[axis] = -1
-        return np.broadcast_to(vector.reshape(ones), shape)
+    def asked(self, wanted: Sequence[Mask]) -> list[Mask]:
+        n = self.last - self.first
+        founds: list[Found] = []
+        inputs: list[list[Mask]] = []
 
+        def turns(needed: list[Mask]) -> list[Mask]:
+            founds.clear()
+            inputs.clear()
+            for turn in reversed(self.turns):
+                body = self._body(turn)
+                body.need([*needed, *(self._slice(mask, turn) for mask in wanted[n:])])
+                founds.insert(0, body.found())
+                inputs.insert(0, body.inputs())
+                needed = _either(needed, inputs[0][self.first : self.last])
+            return needed
 
-def _conv(masks: list[Mask], cuts: list[Any], p: Any, shape: Any) -> tuple[Mask, tuple[bool, ...]]:
-    sides = _ConvSides(masks, p)
-    made = _any_of_product(sides.channels, sides.read[..., None]).reshape(-1)
-    cut = tuple(d == sides.out and cuts[1][sides.kernel[0]] for d in range(len(shape)))
-    return sides.along(made, sides.out, shape), cut
-
-
-def _conv_asked(want: Mask, masks: list[Mask], p: Any) -> list[Mask]:
-    sides = _ConvSides(masks, p)
-    others = tuple(d for d in range(want.ndim) if d != sides.out)
-    wanted = want.any(axis=others).reshape(sides.groups, -1)
-    read = _any_of_product(np.swapaxes(sides.channels, 1, 2), wanted[..., None]).reshape(-1)
-    kernel = (wanted[..., None] & sides.read[:, None]).reshape(-1, sides.read.shape[1])
-    shape = masks[1].shape
-    order = (*sides.kernel[:2], *(d for d in range(len(shape)) if d not in sides.kernel[:2]))
-    spread = kernel.reshape(*kernel.shape, *(1,) * (len(shape) - 2))
-    whole = np.broadcast_to(spread, [shape[d] for d in order])
-    back = np.transpose(whole, [order.index(d) for d in range(len(shape))])
-    return [sides.along(read, sides.image, masks[0].shape), back]
-
-
-# Embeddings.
+        carry = _fixed(turns, list(wanted[:n]))
+        cuts = self.cuts[self.first : self.last]
+        self.found = Inner(
+            (list(founds),), [_vectors(m, c) for m, c in zip(carry, cuts, strict=True)]
+        )
+        asked = [np.any([i[k] for i in inputs], axis=0) for k in range(self.first)]
+        asked += carry
+        for k in range(self.last, len(self.masks)):
+            slices = np.stack([i[k] for i in inputs])
+            asked.append(np.broadcast_to(slices, self.masks[k].shape))
+        return asked
 
 
-def is_lookup(equation: Equation, shape: tuple[int, ...]) -> bool:
-    """Whether a gather takes whole slices along all axes but those that are indexed, and drops these."""
-    p = equation.equation.params
-    d = p["dimension_numbers"]
-    gone = d.collapsed_slice_dims
-    kept = [k for k in range(len(shape)) if k not in gone]
-    return not d.operand_batching_dims and all(p["slice_sizes"][k] == shape[k] for k in kept)
+class _While:
+    """A loop until a condition is met: (its constants, the body's, carried) to what is carried."""
+
+    found: Inner
+
+    def __init__(
+        self, equation: Equation, masks: Sequence[Mask], cuts: Sequence[Cut], stacks: Sequence[bool]
+    ) -> None:
+        p = equation.equation.params
+        self.condition, self.body = programs(equation.equation)
+        self.first, self.last = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        constants, own = masks[self.first : self.last], cuts[self.first : self.last]
+        needs = lambda masks, cuts: Needs(self.body, [*constants, *masks], [*own, *cuts])
+        made = lambda masks, cuts: needs(masks, cuts).outputs()
+        carry, cut = _grown(made, masks[self.last :], cuts[self.last :])
+        self.results = list(zip(carry, cut, strict=True))
+        self.turn = lambda: needs(carry, cut)
+        self.check = lambda: Needs(
+            self.condition, [*masks[: self.first], *carry], [*cuts[: self.first], *cut]
+        )
+
+    def asked(self, wanted: Sequence[Mask]) -> list[Mask]:
+        check, n = self.check(), self.last - self.first
+        check.need([np.ones((), bool)])
+        body = self.turn()
+
+        def turn(needed: list[Mask]) -> list[Mask]:
+            body.need(needed)
+            return _either(needed, body.inputs()[n:])
+
+        carry = _fixed(turn, _either(wanted, check.inputs()[self.first :]))
+        vectors = [_vectors(m, c) for m, (_, c) in zip(carry, self.results, strict=True)]
+        self.found = Inner(([check.found()], [body.found()]), vectors)
+        return [*check.inputs()[: self.first], *body.inputs()[:n], *carry]
 
 
-def _lookup(
-    masks: list[Mask], cuts: list[Any], p: Any, shape: Any
-) -> tuple[Mask, tuple[bool, ...]]:
-    d = p["dimension_numbers"]
-    kept = [k for k in range(masks[0].ndim) if k not in d.collapsed_slice_dims]
-    rows = masks[0].any(axis=tuple(d.collapsed_slice_dims))
-    ones = [1] * len(shape)
-    cut = [False] * len(shape)
-    for place, k in zip(d.offset_dims, kept, strict=True):
-        ones[place], cut[place] = masks[0].shape[k], cuts[0][k]
-    return np.broadcast_to(rows.reshape(ones), shape), tuple(cut)
+class _Branches:
+    """One of several programs: (which, operands) to results."""
+
+    found: Inner
+
+    def __init__(
+        self, equation: Equation, masks: Sequence[Mask], cuts: Sequence[Cut], stacks: Sequence[bool]
+    ) -> None:
+        self.branches = [Needs(flat, masks[1:], cuts[1:]) for flat in programs(equation.equation)]
+        outputs = [branch.outputs() for branch in self.branches]
+        self.results = outputs[0]
+        for other in outputs[1:]:
+            one, two = (
+                [[r[k] for r in results] for k in (0, 1)] for results in (self.results, other)
+            )
+            both = (_either(one[0], two[0]), _either_cut(one[1], two[1]))
+            self.results = list(zip(*both, strict=True))
+
+    def asked(self, wanted: Sequence[Mask]) -> list[Mask]:
+        for branch in self.branches:
+            branch.need(wanted)
+        self.found = Inner(tuple([branch.found()] for branch in self.branches), [])
+        inputs = [branch.inputs() for branch in self.branches]
+        return [np.ones((), bool), *(np.any(list(c), axis=0) for c in zip(*inputs, strict=True))]
 
 
-def _lookup_asked(want: Mask, masks: list[Mask], p: Any) -> list[Mask]:
-    d = p["dimension_numbers"]
-    rows = want.any(axis=tuple(k for k in range(want.ndim) if k not in d.offset_dims))
-    spread = np.broadcast_to(np.expand_dims(rows, d.collapsed_slice_dims), masks[0].shape)
-    return [spread, np.ones(masks[1].shape, bool)]
-
-
-# Pooling: by channels.
-
-POOLS = WINDOWS | CUMULATIVE
-
-
-def _pooled(mask: Mask, cut: Any, shape: Any) -> tuple[Mask, tuple[bool, ...]]:
-    """By the axes that are as long as before and may be cut; of the others, any."""
-    axes = tuple(d for d in range(len(shape)) if not (cut[d] if cut else mask.shape[d] == shape[d]))
-    return np.broadcast_to(mask.any(axis=axes, keepdims=True), shape), tuple(cut)
-
-
-# Rearrangements.
-
-
-def _reshape_cut(cut: Any, before: Sequence[int], after: Sequence[int]) -> tuple[bool, ...]:
-    made = [False] * len(after)
-    for left, right in reshape_groups(before, after):
-        if any(cut[d] for d in left):
-            for d in right:
-                made[d] = after[d] != 1
-    return tuple(made)
-
-
-def reshape_groups(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[list[int], list[int]]]:
-    """Which axes of a reshape become which: the smallest sets of neighbours of as many entries."""
-    groups, i, j = [], 0, 0
-    while i < len(before) or j < len(after):
-        left, right = [], []
-        a = b = 1
-        while True:
-            if i < len(before) and (a <= b or j >= len(after)):
-                left.append(i)
-                a *= before[i]
-                i += 1
-            elif j < len(after):
-                right.append(j)
-                b *= after[j]
-                j += 1
-            else:
-                break
-            if a == b and left and right:
-                break
-        groups.append((left, right))
-    # What is left over at the end has length 1 and belongs to the last group.
-    return groups
-
-
-def _moves() -> dict[str, Any]:
-    def transpose(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        order = p["permutation"]
-        return [(np.transpose(masks[0], order), tuple(cuts[0][d] for d in order))]
-
-    def reshape(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        cut = _reshape_cut(cuts[0], masks[0].shape, shapes[0])
-        return [(masks[0].reshape(shapes[0]), cut)]
-
-    def squeeze(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        cut = tuple(c for d, c in enumerate(cuts[0]) if d not in p["dimensions"])
-        return [(masks[0].reshape(shapes[0]), cut)]
-
-    def broadcast(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        shape, places = shapes[0], p["broadcast_dimensions"]
-        ones, cut = [1] * len(shape), [False] * len(shape)
-        for d, place in enumerate(places):
-            ones[place] = masks[0].shape[d]
-            cut[place] = cuts[0][d] and ones[place] == shape[place]
-        return [(np.broadcast_to(masks[0].reshape(ones), shape), tuple(cut))]
-
-    def cut_out(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        index = _slices(p)
-        return [(masks[0][index], cuts[0])]
-
-    def split(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        parts = np.split(masks[0], np.cumsum(p["sizes"])[:-1], axis=p["axis"])
-        return [(part, cuts[0]) for part in parts]
-
-    def concatenate(masks: Any, cuts: Any, p: Any, shapes: Any) -> Any:
-        cut = tuple(any(column) for column in zip(*cuts, strict=True))
-        return [(np.concatenate(masks, axis=p["dimension"]), cut)]
-
-    return {
-        "transpose": transpose,
-        "reshape": reshape,
-        "squeeze": squeeze,
-        "broadcast_in_dim": broadcast,
-        "slice": cut_out,
-        "split": split,
-        "concatenate": concatenate,
-    }
-
-
-MOVES = _moves()
-
-
-def _slices(p: Any) -> tuple[slice, ...]:
-    strides = p["strides"] or (1,) * len(p["start_indices"])
-    bounds = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
-    return tuple(slice(*b) for b in bounds)
-
-
-def _moved_back(name: str, wanted: list[Mask], masks: list[Mask], p: Any) -> list[Mask]:
-    """What is asked of the operands: the way back."""
-    want = wanted[0]
-    if name == "transpose":
-        return [np.transpose(want, np.argsort(p["permutation"]))]
-    if name in ("reshape", "squeeze"):
-        return [want.reshape(masks[0].shape)]
-    if name == "broadcast_in_dim":
-        places = p["broadcast_dimensions"]
-        others = tuple(d for d in range(want.ndim) if d not in places)
-        return [_summed(want.any(axis=others), masks[0].shape)]
-    if name == "slice":
-        asked = np.zeros(masks[0].shape, bool)
-        asked[_slices(p)] = want
-        return [asked]
-    if name == "split":
-        return [np.concatenate(wanted, axis=p["axis"])]
-    sizes = np.cumsum([m.shape[p["dimension"]] for m in masks])[:-1]
-    return list(np.split(want, sizes, axis=p["dimension"]))
+_LOOPS: dict[str, Any] = {"scan": _Scan, "while": _While, "cond": _Branches}

@@ -97,7 +97,11 @@ def of_module(
     """A function of a module of NNX as one of (its parameters, its other variables, *inputs); these two."""
     nnx: Any = sys.modules["flax.nnx"]
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    merged = lambda params, rest, *a, **k: function(nnx.merge(graph, params, rest), *a, **k)
+    fresh = lambda tree: jax.tree.map(lambda x: x, tree)  # other variables than the module's own
+
+    def merged(params: Any, rest: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(nnx.merge(graph, fresh(params), fresh(rest)), *args, **kwargs)
+
     return merged, params, rest
 
 

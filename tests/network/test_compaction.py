@@ -17,9 +17,19 @@ from benchmarks.compaction import with_zeros
 from examples.models.convnet import ConvNet
 from examples.models.gated_transformer import GatedTransformer
 from examples.models.resnet import ResNet
-from ramda_jax.network import emit
+from ramda_jax.network import factors, pieces
 from tests.network import zoo
 from tests.network.test_properties import IMAGE, Layer, _apply, _init, networks
+
+
+def multiplied_out(value: factors.Factors, how: factors.Matrix) -> jax.Array:
+    """The array that two factors stand for."""
+    left = jnp.moveaxis(value.left, how.place, -1)
+    n, order = len(how.stack), (*how.stack, *how.rows, *how.columns)
+    stack, rows, columns = left.shape[:n], left.shape[n:-1], value.right.shape[n + 1 :]
+    count, rank = int(np.prod(stack)), left.shape[-1]
+    matrices = left.reshape(count, -1, rank) @ value.right.reshape(count, rank, -1)
+    return jnp.transpose(matrices.reshape(*stack, *rows, *columns), np.argsort(order))
 
 
 def check(
@@ -41,13 +51,19 @@ def check(
     loss = lambda f: lambda p: jnp.sum(jnp.sin(f(p, *more) / scale))
     dense = jax.jit(jax.grad(loss(apply)))(params)
     cut = jax.jit(jax.grad(loss(small.apply)))(small.params)
-    leaves = map(jax.tree.leaves, (dense, cut, small.params))
-    for path, keep, whole, part, value in zip(paths, small._keeps, *leaves, strict=True):
-        if emit.is_empty(keep):  # nobody needs it
+    leaves = (jax.tree.leaves(dense), small._checked(cut), small._checked(small.params))
+    rows = zip(paths, small._keeps, small._matrices, *leaves, strict=True)
+    for path, keep, how, whole, part, value in rows:
+        if pieces.is_empty(keep):  # nobody needs it
             np.testing.assert_array_equal(part, 0)
             continue
-        for axis, k in enumerate(keep):
-            whole = whole if k is None else jnp.take(whole, k, axis=axis)
+        whole = pieces.cut(whole, keep)
+        if how:  # what the chain rule makes of it for W = L R
+            (whole,) = jax.vjp(functools.partial(multiplied_out, how=how), value)[1](whole)
+            for a, b in zip(part, whole, strict=True):
+                size = max(float(jnp.max(jnp.abs(b))), 1e-3)
+                np.testing.assert_allclose(a, b, atol=20 * tolerance * size, err_msg=path)
+            continue
         # Of zero groups within an array that stays (of one group of a convolution, say) nothing is asked.
         left = (value != 0) | (value.ndim < 2)
         whole, part = jnp.where(left, whole, 0.0), jnp.where(left, part, 0.0)
@@ -237,11 +253,254 @@ def test_modules_of_nnx_are_taken_as_they_are():
     assert net.compact(nnx.state(model, nnx.Param)).widths() == small.widths()
 
 
+def block(h: jax.Array, p: Any) -> tuple[jax.Array, jax.Array]:
+    """One layer of a stack: a residual branch behind a normalization, and what it shows of itself."""
+    norm = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    inner = jax.nn.gelu(norm @ p["up"] + p["bias"])
+    return h + inner @ p["down"], inner.sum(-1)
+
+
+def stack(dead_up: Any, dead_down: Any, width: int = 8) -> dict[str, jax.Array]:
+    """Layers whose weights have zero rows of their own."""
+    n = len(dead_up)
+    up, down = random(n, 4, width), random(n, width, 4, seed=1)
+    for k, (rows, others) in enumerate(zip(dead_up, dead_down, strict=True)):
+        up = up.at[k, jnp.asarray(rows, int)].set(0.0)
+        down = down.at[k, jnp.asarray(others, int)].set(0.0)
+    return {"up": up, "down": down, "bias": random(n, width, seed=2)}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_layers_in_a_scan_keep_what_each_needs(reverse):
+    """As many in every layer as in the one that needs most, each its own: not the union."""
+    layers = stack([[0, 1], [3], []], [[0, 1, 2, 3], [4, 5, 6, 7], [0, 2, 4, 6]])
+    params = {"layers": layers, "head": sparse_rows(random(4, 3, seed=3), [2])}
+
+    def apply(p, x):
+        h, _ = jax.lax.scan(jax.checkpoint(block), x, p["layers"], reverse=reverse)
+        return h @ p["head"]
+
+    small = check(apply, params, random(1, 4))
+    assert small.widths() == {
+        "head": (3, 3),
+        "layers/bias": (3, 4),
+        "layers/down": (3, 4, 4),
+        "layers/up": (3, 4, 4),
+    }
+    assert small.report().flops == 2 * (3 * (16 + 16) + 9)
+    # What every layer shows counts each of its neurons.
+    shown = check(lambda p, x: jax.lax.scan(block, x, p["layers"])[1], params, random(1, 4))
+    assert shown.widths()["layers/up"] == (3, 4, 8)
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(
+    st.lists(st.tuples(*[st.sets(st.integers(0, 7))] * 2), min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from([1, 4]),
+)
+def test_stacks_with_random_zeros(dead, half, multiple_of):
+    layers = stack([[r for r in up if r < 4] for up, _ in dead], [list(down) for _, down in dead])
+
+    def apply(p, x):
+        p = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype) if half else w, p)
+        h, shown = jax.lax.scan(block, x, p)
+        return h * shown.sum(0)[:, None]
+
+    check(apply, layers, random(1, 4), multiple_of=multiple_of, tolerance=3e-5)
+
+
+def test_recurrent_cells_lose_hidden_units():
+    """A unit that neither the cell nor the head reads takes its four gates with it."""
+    width, dead = 6, [1, 4]
+    params = {
+        "in": random(3, 4 * width),
+        "hidden": sparse_rows(random(width, 4 * width, seed=1), dead),
+        "head": sparse_rows(random(width, 2, seed=2), dead),
+        "bias": random(4 * width, seed=3),
+    }
+
+    def apply(p, x):
+        def cell(state, x):
+            h, c = state
+            i, f, g, o = jnp.split(x @ p["in"] + h @ p["hidden"] + p["bias"], 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
+
+        start = jnp.zeros((x.shape[0], width))
+        (h, _), _ = jax.lax.scan(cell, (start, start), jnp.swapaxes(x, 0, 1))
+        return h @ p["head"]
+
+    small = check(apply, params, random(1, 5, 3))
+    assert small.widths() == {"bias": (16,), "head": (4, 2), "hidden": (4, 16), "in": (3, 16)}
+    longer = random(2, 9, 3)  # of another number of steps
+    np.testing.assert_allclose(small.apply(small.params, longer), apply(params, longer), atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell])
+def test_recurrent_modules(cell):
+    """Flax's own cells; a copy is run, so that their state is left alone."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(cell(3, 8, rngs=rngs))
+            self.head = nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.rnn(x)[:, -1])
+
+    model, x = Model(nnx.Rngs(0)), random(2, 5, 3)
+    net = rj.network(model, x)
+    sparse = with_zeros(net.channels(rj.GroupLasso(0.1)), nnx.state(model, nnx.Param), 0.5, 0)
+    nnx.update(model, sparse)
+    small = rj.compact(model, x)
+    np.testing.assert_allclose(small.apply(small.params, x), model(x), atol=1e-5)
+    left = small.widths()["head/kernel"][0]
+    assert left < 8
+    kernels = {shape[0] for path, shape in small.widths().items() if path.endswith("kernel")}
+    assert kernels == {3, left}
+
+
+def test_moved_padded_and_indexed_channels():
+    def moved(p, x):
+        h = jnp.tanh(x @ p["a"])
+        h = jnp.flip(jnp.pad(h, ((0, 0), (2, 3))), -1)
+        return jnp.concatenate([h, h[:, ::2]], -1) @ p["b"]
+
+    dead = [0, 3, 4, 5, 6, 7, 13, 14, 15, 16, 17]
+    params = {"a": random(4, 8), "b": sparse_rows(random(20, 3, seed=1), dead)}
+    assert check(moved, params, random(1, 4)).widths() == {"a": (4, 3), "b": (9, 3)}
+
+    def indexed(p, x):
+        """Layers by their number, and a cache that is written into."""
+        h = jax.lax.fori_loop(0, 3, lambda k, h: jnp.tanh(h @ p["w"][k]), x)
+        cache = jnp.zeros((h.shape[0], 5, 6))
+        return jax.lax.dynamic_update_slice(cache, h[:, None], (0, 2, 0)) @ p["b"]
+
+    params = {
+        "w": sparse_rows(random(3, 6, 6), [0, 1], 1),
+        "b": sparse_rows(random(6, 3, seed=1), [0, 1, 2]),
+    }
+    assert check(indexed, params, random(1, 6)).widths() == {"b": (3, 3), "w": (3, 4, 4)}
+
+
+def test_loops_branches_and_loops_in_loops():
+    params = {
+        "a": sparse_rows(random(6, 8) / 4, [0, 3]),
+        "b": sparse_rows(random(8, 6, seed=1) / 4, [1, 2, 5]),
+        "head": sparse_rows(random(6, 2, seed=2), [0, 3]),
+        "other": sparse_rows(random(6, 2, seed=3), [0, 4]),
+    }
+
+    def repeated(p, x):
+        """A while loop, whose condition reads what no one else does; then one of two heads."""
+
+        def turn(state):
+            k, h = state
+            return k + 1, jnp.tanh(h @ p["a"]) @ p["b"]
+
+        _, h = jax.lax.while_loop(lambda s: s[0] < 3, turn, (0, x))
+        return jax.lax.cond(x.sum() > 0, lambda: h @ p["head"], lambda: h @ p["other"])
+
+    def loss_free(p, x):  # while loops have no gradient: a loop of a known length has
+        turn = lambda k, h: jnp.tanh(h @ p["a"]) @ p["b"]
+        h = jax.lax.fori_loop(0, 3, turn, x)
+        return jax.lax.cond(x.sum() > 0, lambda: h @ p["head"], lambda: h @ p["other"])
+
+    small = check(loss_free, params, random(1, 6))
+    assert small.widths() == {"a": (4, 5), "b": (5, 5), "head": (4, 2), "other": (4, 2)}
+    small = rj.compact(repeated, params, random(1, 6))
+    assert small.widths() == {"a": (4, 5), "b": (5, 5), "head": (4, 2), "other": (4, 2)}
+    for x in (random(2, 6), -random(3, 6)):
+        np.testing.assert_allclose(small.apply(small.params, x), repeated(params, x), atol=1e-5)
+
+    layers = {"up": params["a"][None] + jnp.zeros((2, 1, 1)), "down": jnp.stack([params["b"]] * 2)}
+    layers["down"] = layers["down"].at[1, 0].set(0.0)
+
+    def deep(p, x):
+        """Steps in time over a stack of layers."""
+        layer = lambda h, w: (jnp.tanh(h @ w["up"]) @ w["down"], None)
+        step = lambda h, x: (jax.lax.scan(layer, h + x, p)[0], None)
+        return jax.lax.scan(step, x[:, 0], jnp.swapaxes(x, 0, 1))[0]
+
+    small = check(deep, layers, random(1, 3, 6))
+    assert small.widths() == {"up": (2, 4, 5), "down": (2, 5, 6)}
+
+
+def low_rank(m: int, n: int, rank: int, seed: int = 0) -> jax.Array:
+    return random(m, rank, seed=seed) @ random(rank, n, seed=seed + 50)
+
+
+def nchw(x: jax.Array, w: jax.Array) -> jax.Array:
+    numbers = ("NCHW", "OIHW", "NCHW")
+    return jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=numbers)
+
+
+def heads(p: Any, x: jax.Array) -> jax.Array:
+    return jnp.einsum("fhd,bhd->fbh", p["w"], x)
+
+
+def branch(p: Any, x: jax.Array) -> jax.Array:
+    layer = lambda h, w: (h + jax.nn.relu(h @ w["a"]) @ w["b"], None)
+    return jax.lax.scan(layer, x, p)[0]
+
+
+FACTORED = {
+    "chain": (
+        lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"],
+        {"a": low_rank(12, 30, 3), "b": sparse_rows(random(30, 2, seed=1), [0, 1])},
+        random(1, 12),
+        {"a/left": (12, 3), "a/right": (3, 28), "b": (28, 2)},
+    ),
+    "convolution": (
+        lambda p, x: nchw(x, p["a"]),
+        {"a": low_rank(30, 27, 4).reshape(30, 3, 3, 3)},
+        random(1, 3, 6, 6),
+        {"a/left": (4, 3, 3, 3), "a/right": (4, 30)},
+    ),
+    "a matrix per head, on the left": (
+        heads,
+        {"w": jnp.stack([low_rank(12, 16, 2, k) for k in range(3)], 1)},
+        random(1, 3, 16),
+        {"w/left": (3, 16, 2), "w/right": (3, 2, 12)},
+    ),
+    "layers of a scan": (
+        branch,
+        {
+            "a": jnp.stack([low_rank(12, 16, 2, k) for k in range(2)]),
+            "b": sparse_rows(random(2, 16, 12), [0, 3], 1).at[1, 7:12].set(0.0),
+        },
+        random(1, 12),
+        {"a/left": (2, 12, 2), "a/right": (2, 2, 14), "b": (2, 14, 12)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTORED)
+def test_a_matrix_of_low_rank_becomes_two_factors(name):
+    apply, params, x, expected = FACTORED[name]
+    small = check(apply, params, x)
+    flatten = lambda tree: jax.tree_util.tree_flatten_with_path(tree)[0]
+    path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")
+    assert {path(keys): leaf.shape for keys, leaf in flatten(small.params)} == expected
+    report = small.report()
+    assert report.parameters == sum(x.size for x in jax.tree.leaves(small.params))
+    assert report.flops < report.flops_before
+    assert "of rank" in str(report)
+    assert not report.reasons
+
+
+def test_ranks_can_be_rounded_up_and_full_ones_stay():
+    params = {"a": low_rank(40, 40, 5), "b": low_rank(40, 40, 20, 1)}
+    apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    small = rj.compact(apply, params, random(1, 40), multiple_of=8)
+    assert small.params["a"].left.shape == (40, 8)
+    assert small.params["b"].shape == (40, 40)  # 24 (40 + 40) > 40 * 40
+    found = small.apply(small.params, random(3, 40))
+    np.testing.assert_allclose(found, apply(params, random(3, 40)), atol=1e-3)
+
+
 def test_what_cannot_be_followed_stays_whole_and_says_so():
-    layers = {"up": random(3, 4, 6), "down": sparse_rows(random(3, 6, 4, seed=1), [0, 1], 1)}
-    small = check(zoo.scanned, layers, random(1, 4))
-    assert small.widths() == {"up": (3, 4, 6), "down": (3, 4, 4)}  # filled up again
-    assert any("scan" in reason for reason in small.report().reasons)
     params = {"a": random(4, 8), "b": sparse_rows(random(8, 3, seed=1), [0])}
     fourier = lambda p, x: jnp.fft.fft(x @ p["a"]).real @ p["b"]
     assert check(fourier, params, random(1, 4)).widths() == {"a": (4, 8), "b": (7, 3)}
