@@ -23,6 +23,7 @@ from ramda_jax.network.factors import Factors, factored, matrix
 from ramda_jax.network.flat import Flat, flatten, operations, programs
 from ramda_jax.network.multiplied import multiplied
 from ramda_jax.network.needs import Plan, plan
+from ramda_jax.network.readers import readers
 from ramda_jax.network.trace import (
     Leaf,
     Rebuild,
@@ -82,17 +83,24 @@ def _traced(model: _Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Tr
     return _Traced(closed, flatten(closed), jax.tree.structure(shapes), inputs)
 
 
+# Of an array's readers, how many a table names.
+_SHOWN = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayReport:
     """Of one parameter.
 
     Attributes:
       before, after: its shape; of one that nobody needs, a single entry is left, which is not looked at.
+      readers: what needs what it makes, and keeps it where it is not zero itself: paths of other parameters, `the result`,
+        or an operation.
       rank: of its factors, if it has been replaced by two.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    readers: tuple[str, ...]
     rank: int | None = None
 
     def __str__(self) -> str:
@@ -121,10 +129,13 @@ class Report:
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("path", "before", "after")]
-        rows += [(path, str(a.before), str(a)) for path, a in self.arrays.items()]
-        rows.append(("parameters", f"{self.parameters_before:,}", f"{self.parameters:,}"))
-        rows.append(("FLOPs", f"{self.flops_before:,}", f"{self.flops:,}"))
+        rows: list[tuple[str, ...]] = [("path", "before", "after", "needed by")]
+        for path, a in self.arrays.items():
+            more = len(a.readers) - _SHOWN
+            names = [*a.readers[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
+            rows.append((path, str(a.before), str(a), ", ".join(names) or "nobody"))
+        rows.append(("parameters", f"{self.parameters_before:,}", f"{self.parameters:,}", ""))
+        rows.append(("FLOPs", f"{self.flops_before:,}", f"{self.flops:,}", ""))
         return "\n".join([table(rows, left=1), *self.reasons])
 
 
@@ -196,7 +207,9 @@ class Compact:
         ranks = [
             how and x.left.shape[how.place] for x, how in zip(now, self._matrices, strict=True)
         ]
-        rows = zip(leaves, self._shapes, ranks, strict=True)
+        paths = [leaf.path for leaf in leaves]
+        names = readers(self._example.flat, self._plan, paths)
+        rows = zip(leaves, self._shapes, names, ranks, strict=True)
         small = jax.make_jaxpr(self._run_example)(now, self._example.inputs)
         return Report(
             sum(after),
@@ -205,7 +218,10 @@ class Compact:
             total(before),
             _operations(flatten(small)),
             _operations(self._example.flat),
-            {leaf.path: ArrayReport(leaf.shape, shape, rank) for leaf, shape, rank in rows},
+            {
+                leaf.path: ArrayReport(leaf.shape, shape, tuple(sorted(by)), rank)
+                for leaf, shape, by, rank in rows
+            },
             tuple(self._reasons()),
         )
 
@@ -305,12 +321,12 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
     Example:
       >>> import jax, jax.numpy as jnp, ramda_jax as rj
       >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
-      >>> params = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 3)).at[2:].set(0.0)}
+      >>> params = {"up": jnp.arange(24.0).reshape(4, 6), "down": jnp.arange(18.0).reshape(6, 3).at[2:].set(0.0)}
       >>> small = rj.compact(apply, params, jnp.ones((1, 4)))
       >>> print(small.report())
-      path        before   after
-      down        (6, 3)  (2, 3)
-      up          (4, 6)  (4, 2)
+      path        before   after   needed by
+      down        (6, 3)  (2, 3)  the result
+      up          (4, 6)  (4, 2)        down
       parameters      42      14
       FLOPs           84      28
       >>> bool(jnp.allclose(small.apply(small.params, jnp.ones((5, 4))), apply(params, jnp.ones((5, 4)))))

@@ -1,4 +1,4 @@
-"""Which inputs of a program are multiplied with something: the weights. Others are added, or scale.
+"""Which inputs of a program are multiplied with something, or looked up: the weights. Others are added, or scale.
 
 Zeros of a weight mean that something is not read; zeros of a bias may only mean that nothing has moved it yet.
 """
@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 from ramda_jax.network.flat import Atom, Constant, Equation, Flat, carry_bounds, programs
 from ramda_jax.network.masks import MOVES, is_elementwise
 
-_PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
-# What is taken of an array does not depend on where it is taken.
-_INDEXED = ("gather", "dynamic_slice")
+PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
 
-class _Origin(NamedTuple):
+class Origin(NamedTuple):
     """Where a value comes from.
 
     Attributes:
@@ -27,30 +25,42 @@ class _Origin(NamedTuple):
     inputs: frozenset[int] = frozenset()
     live: bool = False
 
-    def __or__(self, other: Any) -> _Origin:
-        return _Origin(self.inputs | other.inputs, self.live or other.live)
+    def __or__(self, other: Any) -> Origin:
+        return Origin(self.inputs | other.inputs, self.live or other.live)
 
 
 def multiplied(flat: Flat, parameters: int) -> frozenset[int]:
     """The places of those of the first inputs, the parameters, which a product reads."""
     found: set[int] = set()
-    given = [_Origin(frozenset([k])) for k in range(parameters)]
-    rest = [_Origin(live=True)] * (len(flat.inputs) - parameters)
-    _run(flat, [*given, *rest], found)
+    origins(flat, beginning(flat, parameters), found)
     return frozenset(found)
 
 
-def _run(flat: Flat, given: Sequence[_Origin], found: set[int]) -> list[_Origin]:
+def beginning(flat: Flat, parameters: int) -> list[Origin]:
+    """Of every input of a program."""
+    given = [Origin(frozenset([k])) for k in range(parameters)]
+    return [*given, *[Origin(live=True)] * (len(flat.inputs) - parameters)]
+
+
+def origins(flat: Flat, given: Sequence[Origin], found: set[int]) -> dict[int, Origin]:
+    """Where every value comes from; `given`: the inputs; to `found` is added what a product reads."""
     known = dict(zip(flat.inputs, given, strict=True))
-    read = lambda atom: _Origin() if isinstance(atom, Constant) else known[atom]
     for equation in flat.equations:
-        made = _made(equation, list(map(read, equation.operands)), found)
-        known.update(zip(equation.results, made, strict=True))
-    outputs: Sequence[Atom] = flat.outputs
-    return list(map(read, outputs))
+        operands = [_read(known, atom) for atom in equation.operands]
+        known.update(zip(equation.results, _made(equation, operands, found), strict=True))
+    return known
 
 
-def _made(equation: Equation, operands: list[_Origin], found: set[int]) -> list[_Origin]:
+def _read(known: dict[int, Origin], atom: Atom) -> Origin:
+    return Origin() if isinstance(atom, Constant) else known[atom]
+
+
+def _run(flat: Flat, given: Sequence[Origin], found: set[int]) -> list[Origin]:
+    known = origins(flat, given, found)
+    return [_read(known, atom) for atom in flat.outputs]
+
+
+def _made(equation: Equation, operands: list[Origin], found: set[int]) -> list[Origin]:
     name, count = equation.name, len(equation.results)
     if name == "cond":
         results = [_run(flat, operands[1:], found) for flat in programs(equation.equation)]
@@ -65,23 +75,29 @@ def _made(equation: Equation, operands: list[_Origin], found: set[int]) -> list[
         made = _loop(body, operands[first:last], operands[last:], [], found)
         _run(condition, [*operands[:first], *made], found)
         return made
-    if name in _INDEXED:
-        return [operands[0]] * count
+    if (
+        name == "dynamic_slice"
+    ):  # of a stack of weights; what it is made of does not depend on the place
+        return [operands[0]]
     both = _union(operands)
-    if name in _PRODUCTS:
+    if (
+        name == "gather" and both.live and not operands[0].live
+    ):  # an embedding: a product with indicators
+        found.update(operands[0].inputs)
+    if name in PRODUCTS:
         found.update(*(o.inputs for o in operands if not o.live))
     elif (name in MOVES or is_elementwise(name)) and not both.live:
         return [both] * count
-    return [_Origin(live=both.live)] * count
+    return [Origin(live=both.live)] * count
 
 
 def _loop(
     body: Flat,
-    constants: list[_Origin],
-    carry: list[_Origin],
-    slices: list[_Origin],
+    constants: list[Origin],
+    carry: list[Origin],
+    slices: list[Origin],
     found: set[int],
-) -> list[_Origin]:
+) -> list[Origin]:
     while True:
         made = _run(body, [*constants, *carry, *slices], found)
         after = [a | b for a, b in zip(carry, made, strict=False)]
@@ -90,8 +106,8 @@ def _loop(
         carry = after
 
 
-def _union(origins: Sequence[_Origin]) -> _Origin:
-    both = _Origin()
+def _union(origins: Sequence[Origin]) -> Origin:
+    both = Origin()
     for origin in origins:
         both = both | origin
     return both

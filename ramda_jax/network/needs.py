@@ -61,10 +61,12 @@ class Plan(NamedTuple):
 
     Attributes:
       keeps: of every value, by its number.
+      cuts: which of its axes could be cut.
       inner: of the loops, by the place of their equation.
     """
 
     keeps: list[Keep]
+    cuts: list[Cut]
     inner: dict[int, InnerPlan]
 
 
@@ -118,7 +120,8 @@ def _planned(founds: Sequence[Found], multiple_of: int) -> Plan:
             [together(values) for values in zip(*(i.carry for i in each), strict=True)],
             len(founds) == 1 and len(turns[0]) > 1,
         )
-    return Plan(keeps, inner)
+    cuts = [tuple(v is not None for v in values) for values in founds[0].values]
+    return Plan(keeps, cuts, inner)
 
 
 def _indices(vectors: Sequence[np.ndarray | None], multiple_of: int) -> Indices:

@@ -31,6 +31,14 @@ def program():
     return prepared(optimizer="sgd", epochs=3, stages=2, stream="true")
 
 
+@pytest.fixture(autouse=True)
+def _signals_are_heeded():
+    """Shells have what they start in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def fit_with_signal(out, program, epoch, number=signal.SIGTERM, resume=False):
     """A fit that gets a signal from itself while this epoch's figures are read."""
 

@@ -288,6 +288,11 @@ def test_layers_in_a_scan_keep_what_each_needs(reverse):
         "layers/up": (3, 4, 4),
     }
     assert small.report().flops == 2 * (3 * (16 + 16) + 9)
+    needed = {path: a.readers for path, a in small.report().arrays.items()}
+    assert needed["layers/up"] == needed["layers/bias"] == ("layers/down",)
+    assert needed["head"] == ("the result",)
+    # The stream: the head, the next layer, and the statistics of its normalization.
+    assert needed["layers/down"] == ("head", "layers/up", "reduce_sum over it")
     # What every layer shows counts each of its neurons.
     shown = check(lambda p, x: jax.lax.scan(block, x, p["layers"])[1], params, random(1, 4))
     assert shown.widths()["layers/up"] == (3, 4, 8)
@@ -503,7 +508,9 @@ def test_ranks_can_be_rounded_up_and_full_ones_stay():
 def test_what_cannot_be_followed_stays_whole_and_says_so():
     params = {"a": random(4, 8), "b": sparse_rows(random(8, 3, seed=1), [0])}
     fourier = lambda p, x: jnp.fft.fft(x @ p["a"]).real @ p["b"]
-    assert check(fourier, params, random(1, 4)).widths() == {"a": (4, 8), "b": (7, 3)}
+    small = check(fourier, params, random(1, 4))
+    assert small.widths() == {"a": (4, 8), "b": (7, 3)}
+    assert small.report().arrays["a"].readers == ("fft, for which there is no rule",)
     dense = check(
         lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"],
         {"a": random(4, 8), "b": random(8, 3)},
