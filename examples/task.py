@@ -107,7 +107,7 @@ class Task:
 
         def loss(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, Any]]:
             """This device's share of the mean over the batch."""
-            outputs, model_state, memory = self._outputs(
+            outputs, model_state, memory = self.call(
                 self.train_graph, params, own_state, inputs, state.memory
             )
             values = recipe.loss(outputs, batch.targets)
@@ -130,24 +130,37 @@ class Task:
         self, params: nnx.State, model_state: nnx.State, batch: Batch, memory: Any
     ) -> tuple[Figures, Any]:
         """Weighted sums of the loss and the metrics, and of the weights; and the next memory."""
+        outputs, memory = self.predict(params, model_state, batch.inputs, memory)
+        return self.sums(outputs, batch), memory
+
+    def predict(
+        self, params: nnx.State, model_state: nnx.State, inputs: Any, memory: Any
+    ) -> tuple[Any, Any]:
+        """Outputs in evaluation, for inputs as stored, and the next memory."""
+        outputs, _, memory = self.call(self.eval_graph, params, model_state, inputs, memory)
+        return outputs, memory
+
+    def sums(self, outputs: Any, batch: Batch) -> Figures:
+        """Weighted sums of the loss and the metrics over a batch, and of its weights."""
         recipe = self.run.recipe
-        outputs, _, memory = self._outputs(
-            self.eval_graph, params, model_state, batch.inputs, memory
-        )
         sums = {
             name: jnp.sum(per_example(outputs, batch.targets) * batch.weights)
             for name, per_example in {"loss": recipe.loss, **recipe.metrics}.items()
         }
-        return sums | {"weight": jnp.sum(batch.weights)}, memory
+        return sums | {"weight": jnp.sum(batch.weights)}
+
+    def means(self, sums: Figures) -> Figures:
+        """Loss, metrics and what derives from the loss, from sums."""
+        recipe = self.run.recipe
+        means = {name: sums[name] / sums["weight"] for name in ("loss", *recipe.metrics)}
+        return means | {name: derive(means["loss"]) for name, derive in recipe.derived.items()}
 
     def figures(self, params: nnx.State, train: Figures, test: Figures) -> Figures:
         """Objective, loss and metrics on both sets from their sums, and the structure of W."""
         recipe, regularizer = self.run.recipe, self.run.regularizer()
         figures: Figures = {}
         for part, sums in (("train", train), ("test", test)):
-            means = {name: sums[name] / sums["weight"] for name in ("loss", *recipe.metrics)}
-            means |= {name: derive(means["loss"]) for name, derive in recipe.derived.items()}
-            figures |= {f"{part}_{name}": value for name, value in means.items()}
+            figures |= {f"{part}_{name}": value for name, value in self.means(sums).items()}
         name, sparsity = recipe.sparsity
         return {
             "objective": rj.objective(figures["train_loss"], params, regularizer),
@@ -163,7 +176,7 @@ class Task:
         structured = [f"structured_{name}" for name in names]
         return [*names, *structured, "solver_iterations", "solver_residual"]
 
-    def _outputs(
+    def call(
         self,
         graph: nnx.GraphDef[nnx.Module],
         params: nnx.State,
@@ -171,7 +184,7 @@ class Task:
         inputs: Any,
         memory: Any,
     ) -> tuple[Any, nnx.State, Any]:
-        """Outputs of the model, its other state after them, and the next memory."""
+        """Outputs of the model of this graph, its other state after them, and the next memory."""
         recipe = self.run.recipe
         inputs = recipe.prepare(inputs) if recipe.prepare else inputs
         # `copy`: variables of this trace, which the model may write to.

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ramda_jax as rj
-from examples import interrupt, loop, parallel, plots, report
+from examples import compact, interrupt, loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
 from examples.folder import claimed, writing
@@ -34,11 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on from the last checkpoint in the output folder (checkpoint_every=N writes them)",
     )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="then cut the structured point out of the model, compare, measure and export it; with "
+        "--resume of a run at its end that is all",
+    )
+    parser.add_argument(
+        "--new-statistics",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --compact: means and variances of batch norms estimated anew at the structured "
+        "point, from N training batches (default: those of training)",
+    )
     options = parse_command(parser, arguments)
     return run_command(lambda: _train(options))
 
 
 def _train(options: argparse.Namespace) -> int:
+    check_compaction(options)
     devices, console = start_devices(options)
     run = make_run(
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
@@ -55,14 +70,33 @@ def _train(options: argparse.Namespace) -> int:
         console.print(assignment, markup=False, highlight=False, soft_wrap=True)
         with checkpoints:
             fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
-    report.print_table(console, [(run, program, [fit])])
-    console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
+        report.print_table(console, [(run, program, [fit])])
+        console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
+        if options.compact and not fit.diverged:
+            batches = options.new_statistics
+            compact.compact_run(out, program.task, dataset, fit, console, batches)
     if fit.diverged and parallel.leads():
         print(
             f"the objective is not finite after epoch {len(fit.rows)}: training diverged",
             file=sys.stderr,
         )
     return int(fit.diverged)
+
+
+def check_compaction(options: argparse.Namespace) -> None:
+    """What `--compact` needs is asked for before the training.
+
+    Raises:
+        RecipeError: it is not there.
+    """
+    if options.new_statistics < 0:
+        raise RecipeError(f"--new-statistics: expected at least 0, got {options.new_statistics}")
+    if options.new_statistics and not options.compact:
+        raise RecipeError("--new-statistics: expected --compact, which it is for")
+    if options.compact and options.distributed:
+        raise RecipeError(
+            "--compact: expected one process; train without it, then give --resume --compact on one host"
+        )
 
 
 def train_into(
