@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,36 @@ class Variables(NamedTuple):
 
     params: nnx.State
     model_state: nnx.State
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be asked for.
+
+    Attributes:
+        new_statistics: from how many training batches the batch norms' statistics are estimated
+            anew, at the structured point; 0 keeps those of training.
+        multiple_of: numbers of channels are rounded up to multiples of it.
+    """
+
+    new_statistics: int = 0
+    multiple_of: int = 1
+
+
+class Smaller(NamedTuple):
+    """A compact model.
+
+    Attributes:
+        one: for one example a call.
+        many: for more; the same, unless the model is another program for one example alone.
+    """
+
+    one: rj.Compact
+    many: rj.Compact
+
+    def of(self, examples: int) -> rj.Compact:
+        """For so many examples."""
+        return self.one if examples == 1 else self.many
 
 
 class Calls(NamedTuple):
@@ -110,7 +140,7 @@ def compact_run(
     dataset: Dataset | Stream,
     fit: Fit,
     console: Console,
-    statistics_batches: int = 0,
+    options: Options,
 ) -> None:
     """Compacts what a run came to; leaves `compact.json` and `compact.zip` in its folder.
 
@@ -120,27 +150,26 @@ def compact_run(
         dataset: of the run.
         fit: what the run came to.
         console: to print on.
-        statistics_batches: from how many training batches the batch norms' statistics are estimated
-            anew, at the structured point; 0 keeps those of training.
+        options: what was asked for.
 
     Raises:
         RecipeError: there is nothing to compact, or the compact model is another one.
     """
     stream = as_stream(dataset) if isinstance(dataset, Dataset) else dataset
     model_state = fit.model_state
-    if statistics_batches:
-        batches = training_batches(task, stream, statistics_batches)
+    if options.new_statistics:
+        batches = training_batches(task, stream, options.new_statistics)
         model_state = new_statistics(task, fit.structured, model_state, batches)
     variables = Variables(fit.structured, model_state)
     size = task.run.settings.eval_batch_size
     first = next(test_batches(stream, size)).inputs
     begun = time.perf_counter()
-    small = compacted(task, variables, first)
+    small = compacted(task, variables, first, options.multiple_of)
     seconds = time.perf_counter() - begun
     compared = compare(task, variables, small, test_batches(stream, size))
     _refuse_another_model(task, compared)
     latencies = [latency(task, variables, small, rows(first, n)) for n in SIZES]
-    content = summary(small, compared, latencies, seconds, statistics_batches)
+    content = summary(small.one, compared, latencies, seconds, options)
     with writing(out / "compact.json") as path:
         report.write_json(path, content)
     console.print(table(content))
@@ -148,7 +177,7 @@ def compact_run(
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
     try:
         with writing(out / "compact.zip") as path:
-            small.export(path)
+            small.one.export(path)
     except ImportError as error:
         console.print(f"Not exported: {error}", markup=False, soft_wrap=True)
         console.print(f"compact.json is in {out}", soft_wrap=True)
@@ -157,14 +186,26 @@ def compact_run(
     console.print(f"{words} are in {out}", soft_wrap=True)
 
 
-def compacted(task: Task, variables: Variables, inputs: Any) -> rj.Compact:
+def compacted(task: Task, variables: Variables, inputs: Any, multiple_of: int = 1) -> Smaller:
     """The model in evaluation with less, seen with the first of these inputs."""
 
     def apply(variables: Variables, inputs: Any, memory: Any) -> Any:
-        return task.predict(*variables, inputs, memory)
+        # Arrays alone: a file holds no classes for its reader to need.
+        return jax.tree.leaves(task.predict(*variables, inputs, memory))
+
+    def cut(examples: int) -> rj.Compact:
+        example = rows(inputs, examples)
+        return rj.compact(apply, variables, example, task.memory(examples), multiple_of=multiple_of)
 
     try:
-        return rj.compact(apply, variables, rows(inputs, 1), task.memory(1))
+        one = cut(1)
+        try:
+            jax.eval_shape(one.apply, one.params, rows(inputs, 2), task.memory(2))
+        except (
+            ValueError
+        ):  # such as indexing along an axis, which one example has a way of its own for
+            return Smaller(one, cut(2))
+        return Smaller(one, one)
     except ValueError as error:  # the library's message says which parameter, and why
         raise RecipeError(f"--compact: {error}") from error
 
@@ -228,20 +269,32 @@ def new_statistics(
     return nnx.merge_state(model_state, jax.tree.map(lambda x: x / count, total))
 
 
-def calls(task: Task, variables: Variables, small: rj.Compact) -> Calls:
-    """Both models, compiled when they are first called."""
+def calls(task: Task, variables: Variables, small: Smaller, examples: int) -> Calls:
+    """Both models for so many examples a call, compiled when they are first called."""
+    cut = small.of(examples)
+    trees: list[Any] = []
     whole = jax.jit(lambda variables, *args: task.predict(*variables, *args))
-    compact = jax.jit(small.apply)
-    return Calls(lambda *args: whole(variables, *args), lambda *args: compact(small.params, *args))
+
+    def compact(inputs: Any, memory: Any) -> Any:
+        if not trees:
+            found = jax.eval_shape(task.predict, *variables, inputs, memory)
+            trees.append(jax.tree.structure(found))
+        return jax.tree.unflatten(trees[0], program(cut.params, inputs, memory))
+
+    program = jax.jit(cut.apply)
+    return Calls(lambda *args: whole(variables, *args), compact)
 
 
 def compare(
-    task: Task, variables: Variables, small: rj.Compact, batches: Iterator[Batch]
+    task: Task, variables: Variables, small: Smaller, batches: Iterator[Batch]
 ) -> Comparison:
     """Evaluates both models on the same batches; a memory runs through them, of each its own."""
     recipe = task.run.recipe
     classifies = classification.correct in recipe.metrics.values()
-    both, sums = calls(task, variables, small), jax.jit(task.sums)
+    both, sums = (
+        calls(task, variables, small, task.run.settings.eval_batch_size),
+        jax.jit(task.sums),
+    )
     differences = jax.jit(lambda *args: _differences(classifies, *args))
     memories: list[Any] = []
     totals: list[Any] = []
@@ -305,12 +358,12 @@ def _refuse_another_model(task: Task, compared: Comparison) -> None:
         )
 
 
-def latency(task: Task, variables: Variables, small: rj.Compact, inputs: Any) -> Latency:
+def latency(task: Task, variables: Variables, small: Smaller, inputs: Any) -> Latency:
     """Seconds of a call with these inputs. The two take turns, since a machine that slows down slows
     both; a turn is as many calls as take a twentieth of a second.
     """
     examples = len(jax.tree.leaves(inputs)[0])
-    both, memory = calls(task, variables, small), task.memory(examples)
+    both, memory = calls(task, variables, small, examples), task.memory(examples)
     for call in both:
         jax.block_until_ready(call(inputs, memory))  # compiled
     turns = [tuple(_seconds(call, inputs, memory) for call in both) for _ in range(_TURNS)]
@@ -332,16 +385,16 @@ def summary(
     compared: Comparison,
     latencies: Sequence[Latency],
     seconds: float,
-    statistics_batches: int,
+    options: Options,
 ) -> dict[str, Any]:
     """Everything that was found, as plain values."""
     cut = small.report()
-    sizes = [a for path, a in cut.arrays.items() if path.startswith(_PARAMS)]
+    whole = [a.before for path, a in cut.arrays.items() if path.startswith(_PARAMS)]
     products = cut.flops_before / cut.flops if cut.flops else math.inf
     return {
         "parameters": {
-            "whole": sum(math.prod(a.before) for a in sizes),
-            "compact": sum(math.prod(a.after) for a in sizes),
+            "whole": sum(map(math.prod, whole)),
+            "compact": sum(np.size(x) for x in jax.tree.leaves(small.params.params)),
         },
         "flops": {"whole": cut.flops_before, "compact": cut.flops, "ratio": products},
         "figures": {"whole": dict(compared.whole), "compact": dict(compared.compact)},
@@ -358,9 +411,9 @@ def summary(
             }
             for found in latencies
         ],
-        "new_statistics_batches": statistics_batches,
+        **asdict(options),
         "compaction_seconds": seconds,
-        "arrays": {path: [list(a.before), list(a.after)] for path, a in cut.arrays.items()},
+        "arrays": {path: asdict(a) for path, a in cut.arrays.items()},
         "reasons": list(cut.reasons),
         "device": jax.devices()[0].device_kind,
         "versions": report.versions(),

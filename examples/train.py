@@ -48,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with --compact: means and variances of batch norms estimated anew at the structured "
         "point, from N training batches (default: those of training)",
     )
+    parser.add_argument(
+        "--multiple-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --compact: numbers of channels rounded up to multiples of N, where odd ones cost "
+        "more than they save (default: 1)",
+    )
     options = parse_command(parser, arguments)
     return run_command(lambda: _train(options))
 
@@ -73,8 +81,8 @@ def _train(options: argparse.Namespace) -> int:
         report.print_table(console, [(run, program, [fit])])
         console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
         if options.compact and not fit.diverged:
-            batches = options.new_statistics
-            compact.compact_run(out, program.task, dataset, fit, console, batches)
+            wanted = compact.Options(options.new_statistics, options.multiple_of)
+            compact.compact_run(out, program.task, dataset, fit, console, wanted)
     if fit.diverged and parallel.leads():
         print(
             f"the objective is not finite after epoch {len(fit.rows)}: training diverged",
@@ -89,10 +97,14 @@ def check_compaction(options: argparse.Namespace) -> None:
     Raises:
         RecipeError: it is not there.
     """
-    if options.new_statistics < 0:
-        raise RecipeError(f"--new-statistics: expected at least 0, got {options.new_statistics}")
-    if options.new_statistics and not options.compact:
-        raise RecipeError("--new-statistics: expected --compact, which it is for")
+    for name, value, least in (
+        ("--new-statistics", options.new_statistics, 0),
+        ("--multiple-of", options.multiple_of, 1),
+    ):
+        if value < least:
+            raise RecipeError(f"{name}: expected at least {least}, got {value}")
+        if value > least and not options.compact:
+            raise RecipeError(f"{name}: expected --compact, which it is for")
     if options.compact and options.distributed:
         raise RecipeError(
             "--compact: expected one process; train without it, then give --resume --compact on one host"
