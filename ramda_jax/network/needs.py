@@ -245,7 +245,7 @@ class Needs:
             return rules.made(
                 equation, masks, cuts, [self.flat.shapes[n] for n in equation.results]
             )
-        stacks = [a in self.stacked for a in equation.operands]
+        stacks = [isinstance(a, int) and a in self.stacked for a in equation.operands]
         self.loops[place] = _LOOPS[equation.name](equation, masks, cuts, stacks)
         return self.loops[place].results
 

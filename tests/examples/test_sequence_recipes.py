@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from examples import generate, loop
-from examples.checkpoint import Checkpoints
+from examples import compact, generate, loop
+from examples.checkpoint import Checkpoints, last_run
 from examples.data import audio
+from examples.parallel import ONE_DEVICE
 from examples.recipe import RecipeError, make_run
 from examples.recipes import find
+from examples.task import make_task
 from tests.examples.test_data_sequences import write_wav
 
 NOUNS, VERBS = ("cat", "dog", "bird", "man"), ("saw", "heard", "liked")
@@ -121,6 +123,26 @@ def test_the_trained_model_writes_or_speaks(trained, capsys):
         assert (out / "alignment.png").read_bytes().startswith(b"\x89PNG")
         assert generate.main([*command, "--iterate", "W"]) == 0  # the first test recording
         assert "mel distance to it after warping" in capsys.readouterr().out
+
+
+def test_the_compact_model_has_the_same_figures(trained):
+    name, data, out, fit, _ = trained
+    run = last_run(out)
+    task, stream = make_task(run, 1, ONE_DEVICE), run.recipe.load(data)
+    variables, size = (
+        compact.Variables(fit.structured, fit.model_state),
+        run.settings.eval_batch_size,
+    )
+    first = next(compact.test_batches(stream, size)).inputs
+    small = compact.compacted(task, variables, first)
+    compared = compact.compare(task, variables, small, compact.test_batches(stream, size))
+    assert compared.compact == pytest.approx(dict(compared.whole), rel=1e-5)
+    assert compared.whole["loss"] == pytest.approx(fit.rows[-1]["structured_test_loss"], rel=1e-4)
+    assert compared.error < 1e-5
+    report = small.one.report()
+    assert report.parameters < report.parameters_before
+    # Speech is another program for one recording alone.
+    assert (small.one is small.many) == (name == "wikitext_transformer_xl")
 
 
 def test_what_cannot_be_generated_is_one_clear_line(tmp_path, trained, capsys):
