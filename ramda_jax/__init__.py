@@ -37,6 +37,7 @@ from ramda_jax.solvers import (
     Solver,
 )
 from ramda_jax.state import ProximalState
+from ramda_jax.strengths import lambda_max
 from ramda_jax.structure import (
     group_sparsity,
     low_rank_level,
@@ -45,6 +46,7 @@ from ramda_jax.structure import (
     weighted_group_sparsity,
 )
 from ramda_jax.subproblem import View
+from ramda_jax.targets import TargetSparsity
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "Regularizer",
     "Solver",
     "SparseGroupLasso",
+    "TargetSparsity",
     "View",
     "by_path",
     "compact",
@@ -78,6 +81,7 @@ __all__ = [
     "final_momentum_schedule",
     "group_sparsity",
     "kernels",
+    "lambda_max",
     "load_compact",
     "low_rank_level",
     "multistep",

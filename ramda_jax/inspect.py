@@ -96,6 +96,10 @@ def solver_stats(opt_state: Any) -> dict[str, Any]:
     Args:
       opt_state: as in `structured_params`.
 
+    Of a strength that is a `TargetSparsity` also, of each block: `strength/NAME` in force, the interval
+    [`strength_low/NAME`, `strength_high/NAME`) it was chosen from, `dead/NAME` zero groups, `died/NAME` of these since it
+    settled, and `fraction/NAME`, what is zero of what the target counts, in its scope.
+
     Returns:
       A flat dict: `iterations` and `residual` (maximum over blocks), and `iterations/NAME`, `residual/NAME` of each
       block (its path, where it is one array). The residual is a certified bound on the least ||s||, s in dQ(What_t)
@@ -124,10 +128,31 @@ def solver_stats(opt_state: Any) -> dict[str, Any]:
             residuals.append(own.residual[..., k])
             stats[f"iterations/{block.name}"] = iterations[-1]
             stats[f"residual/{block.name}"] = residuals[-1]
+        stats |= _target_stats(own)
     zero = jnp.zeros([], jnp.int32)
     stats["iterations"] = jnp.max(jnp.stack(iterations), axis=0) if iterations else zero
     stats["residual"] = jnp.max(jnp.stack(residuals), axis=0) if residuals else jnp.zeros([])
     return {name: _numerics.as_number(value) for name, value in sorted(stats.items())}
+
+
+def _target_stats(solver: SolverState) -> dict[str, Any]:
+    """What the targets of one state say."""
+    stats: dict[str, Any] = {}
+    if solver.targets is None:
+        return stats
+    force = solver.psis()
+    for k, i in enumerate(solver.plan.aimed):
+        psi: Any = force[i]
+        said = {
+            "strength": getattr(psi, psi.scored),
+            "strength_low": solver.targets.low[..., k],
+            "strength_high": solver.targets.high[..., k],
+            "fraction": solver.targets.fraction[..., k],
+            "dead": solver.targets.dead[..., k],
+            "died": solver.targets.died[..., k],
+        }
+        stats |= {f"{key}/{solver.plan.blocks[i].name}": value for key, value in said.items()}
+    return stats
 
 
 def describe(params: chex.ArrayTree, regularizer: Any) -> str:

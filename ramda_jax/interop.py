@@ -26,6 +26,7 @@ from ramda_jax.sharding.placement import ParamSpecs, Placement, mesh_from_parts,
 from ramda_jax.solvers import Solver
 from ramda_jax.state import Entry, Plan, ProximalState, SolverState
 from ramda_jax.subproblem import Block, Member, View
+from ramda_jax.targets import TargetState
 
 # Plans as JSON.
 
@@ -105,7 +106,16 @@ def _decode(x: Any, known: dict[str, type]) -> Any:
     return cls(**fields)
 
 
-for _cls in (ProximalState, SolverState, Clock, RamdaState, RmdaState, ProxSgdState, AdamState):
+for _cls in (
+    ProximalState,
+    SolverState,
+    TargetState,
+    Clock,
+    RamdaState,
+    RmdaState,
+    ProxSgdState,
+    AdamState,
+):
     export.register_namedtuple_serialization(_cls, serialized_name=_name(_cls))
 export.register_pytree_node_serialization(
     Plan,

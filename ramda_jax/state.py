@@ -9,20 +9,30 @@ import jax.numpy as jnp
 
 from ramda_jax import _numerics, strengths, trees
 from ramda_jax.methods.base import Method, accumulators_of
-from ramda_jax.regularizers import Regularizer
+from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.regularizers.base import Strength
 from ramda_jax.sharding import Placement
 from ramda_jax.sharding.layout import Layout
-from ramda_jax.solvers import Solver
+from ramda_jax.solvers import Newton, Solver
 from ramda_jax.step import Inputs, Outputs
 from ramda_jax.subproblem import Block
+from ramda_jax.targets import TargetState
 
 
 class Entry(NamedTuple):
-    """One block and how it is solved. Its regularizer has every strength replaced by 1: the values are in the state."""
+    """One block and how it is solved. Its regularizer has every strength replaced by 1: the values are in the state.
+
+    Attributes:
+      target: the mode of its `TargetSparsity`; None: it has none.
+    """
 
     block: Block
     solver: Solver
+    target: str | None = None
+
+    def compared(self) -> tuple[Any, ...]:
+        """What two entries that are the same have in common."""
+        return self.block, type(self.solver), self.target
 
 
 @jax.tree_util.register_static
@@ -43,13 +53,17 @@ class Plan:
         return tuple(entry.block for entry in self.entries)
 
     @property
+    def aimed(self) -> tuple[int, ...]:
+        """The places of the blocks with a target."""
+        return tuple(i for i, entry in enumerate(self.entries) if entry.target is not None)
+
+    @property
     def solvers(self) -> tuple[Solver, ...]:
         return tuple(entry.solver for entry in self.entries)
 
     def compared(self) -> tuple[Any, ...]:
         """What two plans that are the same have in common."""
-        kinds = tuple((entry.block, type(entry.solver)) for entry in self.entries)
-        return kinds, self.placement
+        return tuple(entry.compared() for entry in self.entries), self.placement
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.compared() == other.compared()
@@ -67,6 +81,7 @@ class SolverState(NamedTuple):
       warm: the warm start of each block, or None where its solver keeps none.
       iterations: of each block, int32, 1-d; None: there are none.
       residual: certified ||s|| of condition (7) of each block, 1-d; None: there are none.
+      targets: what the strengths with a target remember; None: there are none.
     """
 
     plan: Plan
@@ -74,6 +89,7 @@ class SolverState(NamedTuple):
     warm: tuple[Any, ...]
     iterations: chex.Array | None
     residual: chex.Array | None
+    targets: TargetState | None = None
 
     def psis(self) -> tuple[Regularizer, ...]:
         """The regularizers with the strengths of the last step."""
@@ -151,7 +167,7 @@ def check_fits(state: Any, method: Method, plan: Plan, params: Any) -> None:
     if found == plan:
         return
     for mine, its in zip(plan.entries, found.entries, strict=False):
-        if (mine.block, type(mine.solver)) != (its.block, type(its.solver)):
+        if mine.compared() != its.compared():
             raise ValueError(
                 f"the state does not fit this transformation: it holds {_said(its)} where {_said(mine)} was expected. "
                 "Make a new one with init."
@@ -174,7 +190,8 @@ def _said(entry: Entry) -> str:
     what = members[0] if block.is_single else f"{block.name!r} ({', '.join(members)})"
     fields = getattr(psi, "__dataclass_fields__", {}).values()
     static = [f"{f.name}={getattr(psi, f.name)!r}" for f in fields if f.metadata.get("static")]
-    return f"{what} with {type(psi).__name__}({', '.join(static)}) by {type(entry.solver).__name__}"
+    target = "" if entry.target is None else f", to a TargetSparsity(mode={entry.target!r})"
+    return f"{what} with {type(psi).__name__}({', '.join(static)}) by {type(entry.solver).__name__}{target}"
 
 
 # How a state begins, and how it goes on.
@@ -194,7 +211,11 @@ def accumulator_dtype(x: Any, dtype: Any) -> Any:
 
 
 def first_solver_state(
-    plan: Plan, layout: Layout, given: list[list[Strength]], leaves: list[Any], dtype: Any
+    plan: Plan,
+    layout: Layout,
+    given: list[list[Strength]],
+    leaves: list[Any],
+    dtype: Any,
 ) -> SolverState:
     """Before the first step.
 
@@ -204,13 +225,15 @@ def first_solver_state(
       leaves: the parameters.
       dtype: of the accumulators, as the user gave it.
     """
-    warm = []
-    for block, solver in plan.entries:
+    warm, masks = [], []
+    for block, solver, target in plan.entries:
         views = [_abstract_or(m.take, leaves[m.leaf]) for m in block.members]
         whole = _abstract_or(block.join, views)
         warm.append(
             solver.init(block, whole, accumulator_dtype(leaves[block.members[0].leaf], dtype))
         )
+        if target is not None:
+            masks.append(_first_mask(block, whole) if target == "settle" else None)
     start = jnp.zeros([], jnp.int32)
     values = strengths.at_step([s for own in given for s in own], start)
     return SolverState(
@@ -219,7 +242,24 @@ def first_solver_state(
         tuple(layout.cut_warm(plan.blocks, warm)),
         jnp.zeros((len(warm),), jnp.int32) if warm else None,
         jnp.zeros((len(warm),), _numerics.scalar_dtype()) if warm else None,
+        _first_targets(plan, layout, masks) if masks else None,
     )
+
+
+def _first_targets(plan: Plan, layout: Layout, masks: list[Any]) -> TargetState:
+    """What targets remember before the first step: nothing."""
+    number = lambda: jnp.zeros((len(masks),), _numerics.scalar_dtype())
+    count = lambda: jnp.zeros((len(masks),), jnp.int32)
+    blocks = [plan.blocks[i] for i in plan.aimed]
+    laid = tuple(layout.cut_warm(blocks, masks))
+    return TargetState(number(), number(), number(), number(), count(), count(), laid)
+
+
+def _first_mask(block: Block, whole: Any) -> Any:
+    """Nothing is masked; `whole`: the block as one array."""
+    if isinstance(block.psi, GroupNorm):
+        return Newton().init(block, whole, jnp.dtype(bool))
+    return _abstract_or(lambda x: jnp.zeros_like(x, dtype=bool), whole)
 
 
 def _abstract_or(f: Any, x: Any) -> Any:
@@ -228,7 +268,13 @@ def _abstract_or(f: Any, x: Any) -> Any:
     return jax.eval_shape(f, x) if abstract else f(x)
 
 
-def after_step(state: ProximalState, plan: Plan, inputs: Inputs, outputs: Outputs) -> ProximalState:
+def after_step(
+    state: ProximalState,
+    plan: Plan,
+    inputs: Inputs,
+    outputs: Outputs,
+    remembered: TargetState | None,
+) -> ProximalState:
     """The state with what a step has written."""
     names = state.method.accumulators
     treedef = jax.tree.structure(getattr(state.method, names[0]))
@@ -240,6 +286,7 @@ def after_step(state: ProximalState, plan: Plan, inputs: Inputs, outputs: Output
         outputs.warm,
         strengths.stacked([n.astype(jnp.int32) for n in outputs.iterations]),
         strengths.stacked([r.astype(scalar) for r in outputs.residual]),
+        remembered,
     )
     method = state.method._replace(**dict(zip(names, columns, strict=True)))
     return state._replace(method=method, solver=solver)

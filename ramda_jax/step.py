@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 
+from ramda_jax import solvers
 from ramda_jax.methods.base import Accumulate
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers import Arrangement, Solver
@@ -153,14 +154,20 @@ def subproblems(
     return problems
 
 
+def scores(job: Job, inputs: Inputs, arrange: Arrangement) -> list[chex.Array]:
+    """Of every block the strength at which each of its groups would die in this step."""
+    problems = subproblems(job, inputs, accumulate(job, inputs))
+    return solvers.scores(problems, arrange)
+
+
 def solve(
-    solvers: Sequence[Solver],
+    chosen: Sequence[Solver],
     problems: Sequence[Subproblem],
     warm: Sequence[Any],
     arrange: Arrangement,
 ) -> list[Solution]:
     """The solution of every block; those with the same solver and dtype are solved together."""
-    kinds = [(s, p.parts[0].start.dtype) for s, p in zip(solvers, problems, strict=True)]
+    kinds = [(s, p.parts[0].start.dtype) for s, p in zip(chosen, problems, strict=True)]
     solved: dict[int, Solution] = {}
     for kind in dict.fromkeys(kinds):
         mine = [i for i, other in enumerate(kinds) if other == kind]
@@ -303,10 +310,15 @@ def _some(job: Job, blocks: Sequence[int], leaves: Sequence[int]) -> Some:
         block = job.blocks[i]
         members = [dataclasses.replace(m, leaf=place[m.leaf]) for m in block.members]
         own.append(dataclasses.replace(block, members=tuple(members)))
-    solvers = tuple(job.solvers[i] for i in blocks)
+    kept = tuple(job.solvers[i] for i in blocks)
     return Some(
-        dataclasses.replace(job, blocks=tuple(own), solvers=solvers), tuple(blocks), tuple(leaves)
+        dataclasses.replace(job, blocks=tuple(own), solvers=kept), tuple(blocks), tuple(leaves)
     )
+
+
+def only(job: Job, blocks: Sequence[int]) -> Some:
+    """The step of these blocks, in this order, and of the parameters they lie in."""
+    return _some(job, blocks, sorted({k for i in blocks for k in job.blocks[i].leaves}))
 
 
 def unite(results: Sequence[tuple[Some, Outputs]]) -> Outputs:

@@ -1,26 +1,29 @@
-"""Strengths: how strong every regularizer is at a step. Resolved once per step, before the solves."""
+"""Strengths: how strong every regularizer is at a step. Resolved once per step, before the solves.
+
+What a target asks for, which depends on the step's subproblem, is in `targets`.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _numerics
+from ramda_jax import _numerics, assignment, trees
 from ramda_jax.regularizers import Regularizer, ScoredStrength
 from ramda_jax.regularizers.base import Strength
-from ramda_jax.step import Inputs, Job, accumulate, subproblems
 from ramda_jax.subproblem import Block
 
 
 def is_scored(strength: Strength) -> bool:
-    """Whether a strength asks for scores."""
+    """Whether a strength is chosen from scores."""
     return isinstance(strength, ScoredStrength)
 
 
 def of(psi: Regularizer) -> list[Strength]:
-    """The strengths of a regularizer as the user gave them: numbers, 0-d arrays, schedules, or what asks for scores."""
+    """The strengths of a regularizer as the user gave them: numbers, 0-d arrays, schedules, or targets."""
     return jax.tree.leaves(psi)
 
 
@@ -46,39 +49,55 @@ def put(templates: Sequence[Regularizer], values: Sequence[chex.Array]) -> tuple
     return jax.tree.unflatten(treedef, list(values))
 
 
-def resolve(
-    strengths: Sequence[Sequence[Strength]],
-    job: Job,
-    inputs: Inputs,
-    count: chex.Array,
-    previous: Callable[[], Sequence[Regularizer]],
-) -> Inputs:
-    """The inputs of a step with the strengths that ask for scores, chosen.
-
-    Args:
-      strengths: of every block, as the user gave them.
-      job, inputs: of the step; the other strengths are in `inputs.psis` already.
-      count: the 0-based step.
-      previous: gives the regularizers with the strengths of the step before; called if a strength asks.
-    """
-    asking = [i for i, own in enumerate(strengths) if any(map(is_scored, own))]
-    if not asking:
-        return inputs
-    problems = subproblems(job, inputs, accumulate(job, inputs))
-    psis, old = list(inputs.psis), previous()
-    for i in asking:
-        whole = problems[i].whole()
-        scores = whole.psi.scores(whole.smooth.at_zero(), whole.smooth.d, whole.weight)
-        values = [
-            s.choose(scores, count, before).astype(now.dtype) if is_scored(s) else now
-            for s, now, before in zip(
-                strengths[i], *map(jax.tree.leaves, (psis[i], old[i])), strict=True
-            )
-        ]
-        psis[i] = jax.tree.unflatten(jax.tree.structure(psis[i]), values)
-    return inputs._replace(psis=tuple(psis))
-
-
 def stacked(values: Sequence[chex.Array]) -> chex.Array | None:
     """0-d arrays in one, as a state keeps them; None if there are none."""
     return jnp.stack(list(values)) if values else None
+
+
+def lambda_max(grads: chex.ArrayTree, regularizer: Any) -> dict[str, chex.Array]:
+    """The least strength at which everything is zero, of each block: to scale a search by.
+
+      lambda_max = max over the groups g of ||G_g|| / sqrt|g|,     of an entrywise norm max |G_i|
+
+    At a gradient G of the loss at zero parameters, zero is stationary for loss + psi iff the strength is at least this
+    (for a convex loss: it is the solution), and iff it is, the first step of `ramda`, `rmda` and `prox_sgd` from zero stays
+    there. From other parameters, it is the scale on which strengths matter.
+
+    Args:
+      grads: a gradient, a tree like the parameters.
+      regularizer: as in `ramda`. Its strength (the group strength of a sparse group lasso, the l1 of an elastic net) is not
+        used and may be anything; all others are.
+
+    Returns:
+      A dict: by the name of a block (its path, where it is one array) a 0-d array. The largest of them is the least strength
+      that makes all blocks zero.
+
+    Raises:
+      ValueError: as `ramda`, and for regularizers that no strength alone makes zero.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> grads = {"kernel": jnp.array([[3.0, 4.0], [0.0, 1.0]])}
+      >>> print(round(float(rj.lambda_max(grads, rj.GroupLasso(1.0))["kernel"]), 4))  # 5 / sqrt(2)
+      3.5355
+
+    Source: Friedman, Hastie & Tibshirani, Regularization paths for generalized linear models via coordinate descent,
+    Journal of Statistical Software 2010.
+    """
+    grads = trees.arrays(grads, "the gradient")
+    leaves = jax.tree.leaves(grads)
+    found = {}
+    for block in assignment.resolve(regularizer, grads).blocks:
+        if block.psi.scored is None:
+            raise ValueError(
+                f"{type(block.psi).__name__} ({block.name!r}) has no lambda_max: no single strength says when it makes "
+                "everything zero."
+            )
+        b = block.join([member.take(leaves[member.leaf]) for member in block.members])
+        b = b.astype(_numerics.at_least_float32(b.dtype))
+        zero = jnp.zeros([], jnp.int32)
+        psi = jax.tree.unflatten(jax.tree.structure(block.psi), at_step(of(block.psi), zero))
+        psi = jax.tree.map(lambda s, b=b: s.astype(b.dtype), psi)
+        one = jnp.ones([], b.dtype)
+        found[block.name] = jnp.max(psi.scores(b, one, one), initial=0.0)
+    return found

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ramda_jax import _numerics, assignment
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.regularizers.base import size
+from ramda_jax.strengths import is_scored
 
 
 def _regularized(
@@ -119,7 +120,8 @@ def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
     Per regularized array: `PATH/groups`, `PATH/zero_groups`, `PATH/group_sparsity`; for a spectral regularizer `PATH/rank`,
     `PATH/full_rank`, `PATH/low_rank_level`; for `Binarize` `PATH/binarized` (the share of entries at -1 or 1).
     Totals: `group_sparsity` and `weighted_group_sparsity`, `low_rank_level` (each where it applies), `regularization`
-    (the value of psi, scheduled strengths as at step 0) and `nonzero_parameters`, `parameters`.
+    (the value of psi, scheduled strengths as at step 0; not where a strength is a target), `nonzero_parameters` and
+    `parameters`.
 
     Args, raises: as `group_sparsity`.
 
@@ -150,7 +152,9 @@ def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
     if "rank" in kinds:
         out["low_rank_level"] = low_rank_level(params, regularizer)
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
-    out["regularization"] = _penalty(params, regularizer, 0)
+    # What a target sets has no value here.
+    if not any(map(is_scored, jax.tree.leaves([psi for _, _, psi in rows]))):
+        out["regularization"] = _penalty(params, regularizer, 0)
     out["nonzero_parameters"] = sum((jnp.sum(x != 0) for x in leaves), jnp.zeros([], int))
     out["parameters"] = sum(size(x.shape) for x in leaves)
     return {name: _numerics.as_number(value) for name, value in out.items()}

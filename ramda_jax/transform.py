@@ -26,6 +26,7 @@ from ramda_jax.state import (
     first_solver_state,
 )
 from ramda_jax.step import Inputs, Job, Leaf, Scalars
+from ramda_jax.targets import Targets, targets_of
 
 # Optax's own sentence, which it does not export.
 _NO_PARAMS = (
@@ -55,12 +56,12 @@ def proximal_transformation(
     """
     _check_kinds(regularizer, solver, placement)
 
-    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[list[Strength]], Layout]:
-        return make_plan(params, regularizer, solver, method.scalar_metric, placement)
+    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[list[Strength]], Targets, Layout]:
+        return make_plan(params, regularizer, solver, method, placement)
 
     def init(params: chex.ArrayTree) -> ProximalState:
         params = trees.arrays(params, "params")
-        plan, given, layout = plan_of(params)
+        plan, given, _, layout = plan_of(params)
         assignment.warn_of_guesses(plan.blocks)
         state = method.init(jax.tree.map(lambda x: accumulator(x, accumulator_dtype), params))
         cut = {name: _cut(layout, getattr(state, name)) for name in state.accumulators}
@@ -77,17 +78,20 @@ def proximal_transformation(
             raise ValueError(_NO_PARAMS)
         params, grads = trees.arrays(params, "params"), trees.arrays(updates, "the gradient")
         trees.check_same(grads, "gradients", params, "params")
-        plan, given, layout = plan_of(params)
+        plan, given, targets, layout = plan_of(params)
         params, grads = _cut(layout, params), _cut(layout, grads)
         check_fits(state, method, plan, params)
         before, (state, scalars) = state, _begin(method, state, params)
         if not jax.tree.leaves(params):
             return updates, state
         job, inputs = _inputs(method, plan, state, grads, params, scalars, given, before.count)
-        inputs = strengths.resolve(given, job, inputs, before.count, before.solver.psis)
+        remembered = before.solver.targets
+        if targets.rules:
+            wanted = targets.at_step(before.count)
+            inputs, remembered = layout.choose(job, targets.rules, inputs, wanted, remembered)
         outputs = layout.run(job, inputs)
         moves = jax.tree.unflatten(jax.tree.structure(updates), layout.join(outputs.updates))
-        return moves, after_step(state, plan, inputs, outputs)
+        return moves, after_step(state, plan, inputs, outputs, remembered)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -108,19 +112,22 @@ def make_plan(
     params: chex.ArrayTree,
     regularizer: Any,
     solver: solvers.Solver | None,
-    scalar_metric: bool,
+    method: Method,
     placement: Placement | None,
-) -> tuple[Plan, list[list[Strength]], Layout]:
-    """(the plan, of every block the strengths as the user gave them, how the parameters are spread over devices)."""
+) -> tuple[Plan, list[list[Strength]], Targets, Layout]:
+    """(the plan, of every block the strengths as the user gave them, the targets among these, how the parameters are spread
+    over devices)."""
     resolved = assignment.resolve(regularizer, params)
-    entries, given = [], []
-    for block in resolved.blocks:
-        chosen = solvers.choose(solver, block.psi, block.name, scalar_metric=scalar_metric)
-        given.append(strengths.of(block.psi))
-        entries.append(Entry(strengths.template_of(block), chosen))
+    given = [strengths.of(block.psi) for block in resolved.blocks]
+    targets = targets_of(resolved.blocks, given, method.stages())
+    modes = targets.modes()
+    entries = []
+    for i, block in enumerate(resolved.blocks):
+        chosen = solvers.choose(solver, block.psi, block.name, scalar_metric=method.scalar_metric)
+        entries.append(Entry(strengths.template_of(block), chosen, modes.get(i)))
     plan = Plan(tuple(entries), placement)
     layout = layout_of(placement, resolved.paths, jax.tree.leaves(params), plan.blocks)
-    return plan, given, layout
+    return plan, given, targets, layout
 
 
 def _cut(layout: Layout, tree: chex.ArrayTree) -> chex.ArrayTree:

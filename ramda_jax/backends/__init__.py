@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 import chex
 import jax
 
-from ramda_jax import step
+from ramda_jax import solvers, step
 from ramda_jax.backends import cpu, gpu, program, tpu, xla
+from ramda_jax.solvers import Arrangement
 from ramda_jax.step import Inputs, Job, Outputs
 
 Backend = Callable[[Job, Inputs], Outputs]
@@ -25,6 +26,9 @@ TABLE: Mapping[str, Backend] = {
     "cuda": gpu.run,
     "rocm": gpu.run,
 }
+
+# How groups are worked on where their scores are looked for; `solvers.together` where there is no entry.
+ARRANGEMENTS: Mapping[str, Arrangement] = {"cpu": cpu.arrangement(cpu.TILE_SIZES)}
 
 _injected: list[tuple[tuple[str, Backend], ...]] = []
 
@@ -84,6 +88,18 @@ def _jvp(
     outputs = _differentiable(job, table, *primals)
     around = lambda inputs: step.derivative(job, inputs, outputs)
     return outputs, jax.jvp(around, primals, tangents)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def scores(job: Job, inputs: Inputs) -> list[chex.Array]:
+    """Of every block the strength at which each of its groups would die (`step.scores`). No derivative is offered."""
+    local = {name: _scores(arrange, job) for name, arrange in ARRANGEMENTS.items()}
+    return program.select(_scores(solvers.together, job), local, inputs)
+
+
+@functools.cache
+def _scores(arrange: Arrangement, job: Job) -> Callable[[Inputs], list[chex.Array]]:
+    return functools.partial(step.scores, job, arrange=arrange)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

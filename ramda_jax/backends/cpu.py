@@ -32,6 +32,17 @@ def run(job: Job, inputs: Inputs) -> Outputs:
 @functools.cache
 def tiled(sizes: tuple[int, ...]) -> Callable[[Job, Inputs], Outputs]:
     """The backend with tiles of other sizes."""
+    arrange = arrangement(sizes)
+
+    def backend(job: Job, inputs: Inputs) -> Outputs:
+        return step(job, inputs, arrange)
+
+    return backend
+
+
+@functools.cache
+def arrangement(sizes: tuple[int, ...]) -> Callable[..., list[Roots]]:
+    """How groups are worked on: problem by problem, in tiles of these sizes."""
 
     def arrange(
         algorithm: Callable,
@@ -46,10 +57,7 @@ def tiled(sizes: tuple[int, ...]) -> Callable[[Job, Inputs], Outputs]:
 
         return [_in_tiles(solve, p, guess, sizes) for p, guess in zip(problems, warm, strict=True)]
 
-    def backend(job: Job, inputs: Inputs) -> Outputs:
-        return step(job, inputs, arrange)
-
-    return backend
+    return arrange
 
 
 class Products(secular.Apart):

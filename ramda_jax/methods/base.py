@@ -81,6 +81,10 @@ class Method(abc.ABC):
     def terms(self, state: Any, count: chex.Array) -> Terms:
         """The terms of this step, from the state that `begin` returned."""
 
+    def stages(self) -> tuple[int, ...]:
+        """The 0-based steps at which stages start; none: there is one."""
+        return ()
+
     def averaging(self, count: chex.Array) -> chex.Array | None:
         """c_t in W^t = (1 - c_t) W^{t-1} + c_t What_t, or None where W^t = What_t."""
         return None

@@ -77,6 +77,9 @@ class Rmda(base.Method):
     def terms(self, state: RmdaState, count: chex.Array) -> base.Terms:
         return state.terms()
 
+    def stages(self) -> tuple[int, ...]:
+        return self.restart_steps
+
     def averaging(self, count: chex.Array) -> chex.Array:
         return _numerics.evaluate(self.momentum, count)
 

@@ -50,21 +50,12 @@ def regularizer(cls: Any) -> Any:
 Strength = Any
 
 
-class ScoredStrength(abc.ABC):
+class ScoredStrength:
     """A strength that is chosen from the scores of the step's subproblem: the strengths at which each group would die.
 
-    It stands where a strength is given, of a regularizer that has scores (`Regularizer.scored`). Not callable, hashable.
+    It stands where a strength is given, of a regularizer that has scores (`Regularizer.scored`). Not callable: it is no
+    schedule. The one there is is `TargetSparsity`.
     """
-
-    @abc.abstractmethod
-    def choose(self, scores: chex.Array, count: chex.Array, previous: chex.Array) -> chex.Array:
-        """The strength, 0-d.
-
-        Args:
-          scores: of one block, in the shape of its groups; exactly those with scores <= strength die.
-          count: the 0-based step.
-          previous: the strength of the step before, 0-d; 0 at the first.
-        """
 
 
 def check_strength(name: str, value: Strength) -> None:
@@ -166,6 +157,11 @@ class Regularizer(abc.ABC):
 
     def resolve(self, count: chex.Numeric, dtype: Any = None) -> "Regularizer":
         """The regularizer at step `count`: every strength (number, array, schedule) a 0-d array."""
+        if any(isinstance(s, ScoredStrength) for s in jax.tree.leaves(self)):
+            raise ValueError(
+                f"{self.describe()} has no value by itself: the strength is set in training (`solver_stats` tells it). "
+                "Give the regularizer with a number."
+            )
         dtype = _numerics.scalar_dtype() if dtype is None else dtype
         return jax.tree.map(
             lambda s: jnp.asarray(s(count) if callable(s) else s, dtype=dtype), self

@@ -12,11 +12,13 @@ import chex
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from ramda_jax import backends
+from ramda_jax import backends, step, targets
 from ramda_jax.sharding import parts, placement
 from ramda_jax.sharding.placement import Cut, Names, Placement, spec
+from ramda_jax.solvers.newton import along_of
 from ramda_jax.step import Inputs, Job, Leaf, Outputs
 from ramda_jax.subproblem import Block
+from ramda_jax.targets import Look, Rule, TargetState, Wanted
 
 
 class Together:
@@ -29,6 +31,17 @@ class Together:
     def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[Any]:
         """The warm starts of the state's layout from whole ones."""
         return list(warm)
+
+    def choose(
+        self,
+        job: Job,
+        rules: tuple[Rule, ...],
+        inputs: Inputs,
+        wanted: tuple[Wanted, ...],
+        old: TargetState,
+    ) -> tuple[Inputs, TargetState]:
+        """The inputs with the strengths that have targets (`targets.choose`), and what these remember."""
+        return _choose(job, rules, inputs, wanted, old)
 
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         """The step."""
@@ -59,6 +72,16 @@ class OnMesh:
         pairs = zip(warm, layouts, strict=True)
         return [None if x is None else placement.lay(x, self.mesh, lay) for x, lay in pairs]
 
+    def choose(
+        self,
+        job: Job,
+        rules: tuple[Rule, ...],
+        inputs: Inputs,
+        wanted: tuple[Wanted, ...],
+        old: TargetState,
+    ) -> tuple[Inputs, TargetState]:
+        return _choose_on_mesh(job, rules, self, inputs, wanted, old)
+
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return _run_on_mesh(job, self, inputs)
 
@@ -71,27 +94,90 @@ class OnMesh:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _run_on_mesh(job: Job, layout: OnMesh, inputs: Inputs) -> Outputs:
-    mesh, cuts = layout.mesh, layout.cuts
-    everywhere = PartitionSpec()
+def _choose(
+    job: Job,
+    rules: tuple[Rule, ...],
+    inputs: Inputs,
+    wanted: tuple[Wanted, ...],
+    old: TargetState,
+) -> tuple[Inputs, TargetState]:
+    problems = step.subproblems(job, inputs, step.accumulate(job, inputs))
+
+    def entries(i: int, mask: chex.Array) -> dict[int, chex.Array]:
+        shape = lambda k: inputs.leaves[k].grad.shape
+        return targets.masked_entries(job.blocks[i], mask, lambda: along_of(problems[i]), shape)
+
+    leaves = targets.clear(rules, wanted, old, inputs.leaves, entries)
+    some = step.only(job, targets.asked(rules))
+
+    def look(inputs: Inputs) -> list[Look]:
+        return [Look(x) for x in backends.scores(some.job, some.of(inputs))]
+
+    return targets.choose(job, rules, inputs._replace(leaves=leaves), wanted, old, look)
+
+
+def _specs(layout: OnMesh, job: Job, inputs: Inputs) -> Inputs:
+    """How the inputs of a step lie."""
+    cuts, everywhere = layout.cuts, PartitionSpec()
     leaves = []
     for cut, leaf in zip(cuts, inputs.leaves, strict=True):
         own = spec(cut.state)
         leaves.append(Leaf((own,) * len(leaf.arrays), own, own))
-    layouts = placement.warm_layouts(job.blocks, cuts, inputs.warm)
-    warm = tuple(
-        None if x is None else spec(lay) for x, lay in zip(inputs.warm, layouts, strict=True)
-    )
+    warm = _warm_specs(layout, job.blocks, inputs.warm)
     psis, scalars = jax.tree.map(lambda _: everywhere, (inputs.psis, inputs.scalars))
-    numbers = (everywhere,) * len(job.blocks)
-    arrays, updates = tuple(x.arrays for x in leaves), tuple(x.grad for x in leaves)
+    return Inputs(tuple(leaves), psis, warm, scalars)
+
+
+def _warm_specs(layout: OnMesh, blocks: Sequence[Block], warm: Sequence[Any]) -> tuple[Any, ...]:
+    layouts = placement.warm_layouts(blocks, layout.cuts, warm)
+    pairs = zip(warm, layouts, strict=True)
+    return tuple(None if x is None else spec(lay) for x, lay in pairs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _run_on_mesh(job: Job, layout: OnMesh, inputs: Inputs) -> Outputs:
+    mesh, cuts = layout.mesh, layout.cuts
+    specs = _specs(layout, job, inputs)
+    numbers = (PartitionSpec(),) * len(job.blocks)
+    arrays, updates = tuple(x.arrays for x in specs.leaves), tuple(x.grad for x in specs.leaves)
     mapped = jax.shard_map(
         lambda inputs: parts.run(job, cuts, mesh.axis_names, inputs),
         mesh=mesh,
-        in_specs=(Inputs(tuple(leaves), psis, warm, scalars),),
-        out_specs=Outputs(arrays, updates, warm, numbers, numbers),
+        in_specs=(specs,),
+        out_specs=Outputs(arrays, updates, specs.warm, numbers, numbers),
     )
     return mapped(inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _choose_on_mesh(
+    job: Job,
+    rules: tuple[Rule, ...],
+    layout: OnMesh,
+    inputs: Inputs,
+    wanted: tuple[Wanted, ...],
+    old: TargetState,
+) -> tuple[Inputs, TargetState]:
+    specs = _specs(layout, job, inputs)
+    blocks = [job.blocks[i] for i in targets.asked(rules)]
+    everywhere = jax.tree.map(lambda _: PartitionSpec(), (wanted, old))
+    remembered = everywhere[1]._replace(masks=_warm_specs(layout, blocks, old.masks))
+    # Of what is not changed nothing is handed out.
+    settles = any(rule.settles for rule in rules)
+    part = lambda inputs: (inputs.psis, inputs.leaves if settles else ())
+
+    def chosen(inputs: Inputs, wanted: Any, old: TargetState) -> Any:
+        new, remembered = parts.choose(job, rules, layout.cuts, inputs, wanted, old)
+        return part(new), remembered
+
+    mapped = jax.shard_map(
+        chosen,
+        mesh=layout.mesh,
+        in_specs=(specs, everywhere[0], remembered),
+        out_specs=(part(specs), remembered),
+    )
+    (psis, leaves), new = mapped(inputs, wanted, old)
+    return inputs._replace(psis=psis, leaves=leaves or inputs.leaves), new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +195,16 @@ class Inside:
         layouts = placement.warm_layouts(blocks, self.cuts, warm)
         pairs = zip(warm, layouts, strict=True)
         return [None if x is None else placement.part(x, lay) for x, lay in pairs]
+
+    def choose(
+        self,
+        job: Job,
+        rules: tuple[Rule, ...],
+        inputs: Inputs,
+        wanted: tuple[Wanted, ...],
+        old: TargetState,
+    ) -> tuple[Inputs, TargetState]:
+        return parts.choose(job, rules, self.cuts, inputs, wanted, old)
 
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return parts.run(job, self.cuts, self.names, inputs)

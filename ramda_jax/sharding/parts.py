@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax import _numerics, backends, solvers, step
+from ramda_jax import _numerics, backends, solvers, step, targets
 from ramda_jax.regularizers import GroupNorm
 from ramda_jax.sharding.placement import (
     Cut,
@@ -31,8 +31,10 @@ from ramda_jax.sharding.placement import (
     warm_layouts,
 )
 from ramda_jax.solvers import Solver
+from ramda_jax.solvers.newton import along_of
 from ramda_jax.step import Inputs, Job, Leaf, Outputs
 from ramda_jax.subproblem import Along, Block, Part, Solution, Subproblem
+from ramda_jax.targets import Look, Rule, TargetState, Wanted
 
 
 class _Way(NamedTuple):
@@ -102,6 +104,75 @@ def _separating(block: Block, cut: Cut) -> Names:
     """The mesh axes over which a single array is cut along axes that separate its groups."""
     separable = block.psi.separable_axes(cut.shape)
     return tuple(name for a in separable for name in cut.state[a])
+
+
+def choose(
+    job: Job,
+    rules: Sequence[Rule],
+    cuts: Sequence[Cut],
+    inputs: Inputs,
+    wanted: Sequence[Wanted],
+    old: TargetState,
+) -> tuple[Inputs, TargetState]:
+    """`targets.choose` of this device's parts; devices tell each other counts."""
+    places = targets.asked(rules)
+    ways = {i: _way(job.solvers[i], job.blocks[i], cuts) for i in places}
+
+    def look(inputs: Inputs) -> list[Look]:
+        found: dict[int, Look] = {}
+        for name, names in dict.fromkeys(way[:2] for way in ways.values()):
+            mine = [i for i in places if ways[i][:2] == (name, names)]
+            some = step.only(job, mine)
+            own, where = some.of(inputs), [cuts[k] for k in some.leaves]
+            if name == "alone":
+                found_ = backends.scores(some.job, own)
+            elif name == "spread":
+                found_ = _scores_of_spread(some.job, where, names, own)
+            else:
+                found_ = backends.scores(some.job, _gathered(some.job, where, own))
+            for i, scores in zip(mine, found_, strict=True):
+                local = name in ("alone", "spread")
+                found[i] = Look(scores, ways[i].separated if local else ())
+        return [found[i] for i in places]
+
+    def entries(i: int, mask: chex.Array) -> dict[int, chex.Array]:
+        return _masked_entries(job, i, ways[i], cuts, mask, inputs)
+
+    leaves = targets.clear(rules, wanted, old, inputs.leaves, entries)
+    return targets.choose(job, rules, inputs._replace(leaves=leaves), wanted, old, look)
+
+
+def _scores_of_spread(
+    job: Job, cuts: Sequence[Cut], names: Names, inputs: Inputs
+) -> list[chex.Array]:
+    problems = step.subproblems(job, inputs, step.accumulate(job, inputs))
+    return solvers.scores([_spread(p, cuts, names) for p in problems], solvers.together)
+
+
+def _masked_entries(
+    job: Job, i: int, way: _Way, cuts: Sequence[Cut], mask: chex.Array, inputs: Inputs
+) -> dict[int, chex.Array]:
+    """`targets.masked_entries` of this device's parts."""
+    block = job.blocks[i]
+    if way.name == "whole":
+        found = targets.masked_entries(
+            block, mask, lambda: _along_whole(block), lambda k: cuts[k].shape
+        )
+        whole = {k: jnp.broadcast_to(x, cuts[k].shape) for k, x in found.items()}
+        return {k: part(x, cuts[k].state) for k, x in whole.items()}
+    some = step.only(job, [i])
+    own, where = some.of(inputs), [cuts[k] for k in some.leaves]
+    (problem,) = step.subproblems(some.job, own, step.accumulate(some.job, own))
+    if way.name == "spread":
+        problem = _spread(problem, where, way.names)
+    shape = lambda k: inputs.leaves[k].grad.shape
+    return targets.masked_entries(block, mask, lambda: along_of(problem), shape)
+
+
+def _along_whole(block: Block) -> list[Along]:
+    """How the groups of a block lie in its members as they are."""
+    number = block.number if len(block.members) > 1 else None
+    return [Along(block.axes(k), number) for k in range(len(block.members))]
 
 
 def recall(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> list[chex.Array]:

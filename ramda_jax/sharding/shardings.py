@@ -1,5 +1,6 @@
 """The shardings of a whole optimizer state, for `jit`, `device_put` and checkpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -12,6 +13,7 @@ from ramda_jax.methods.base import accumulators_of
 from ramda_jax.sharding import placement
 from ramda_jax.sharding.placement import Cut, Placement
 from ramda_jax.state import ProximalState, SolverState, is_state
+from ramda_jax.subproblem import Block
 
 
 def state_sharding(
@@ -116,13 +118,21 @@ def _shardings(
     names = state.method.accumulators
     method = method._replace(**{name: of_tree(getattr(state.method, name)) for name in names})
     solver = jax.tree.map(lambda _: whole, state.solver)
-    warm = state.solver.warm
-    layouts = placement.warm_layouts(state.solver.plan.blocks, cuts, warm)
-    specs = [
-        None if x is None else NamedSharding(mesh, placement.spec(lay))
-        for x, lay in zip(warm, layouts, strict=True)
-    ]
-    return ProximalState(whole, method, solver._replace(warm=tuple(specs)))
+
+    def of_blocks(blocks: Sequence[Block], arrays: Sequence[Any]) -> tuple[Any, ...]:
+        layouts = placement.warm_layouts(blocks, cuts, arrays)
+        return tuple(
+            None if x is None else NamedSharding(mesh, placement.spec(lay))
+            for x, lay in zip(arrays, layouts, strict=True)
+        )
+
+    solver = solver._replace(warm=of_blocks(state.solver.plan.blocks, state.solver.warm))
+    if state.solver.targets is not None:
+        aimed = [state.solver.plan.blocks[i] for i in state.solver.plan.aimed]
+        solver = solver._replace(
+            targets=solver.targets._replace(masks=of_blocks(aimed, state.solver.targets.masks))
+        )
+    return ProximalState(whole, method, solver)
 
 
 def _cuts(

@@ -14,6 +14,7 @@ from ramda_jax.solvers.proximal_gradient import (
     AcceleratedProximalGradient,
     ProximalGradient,
 )
+from ramda_jax.solvers.scores import scores
 from ramda_jax.subproblem import Part, Subproblem, single
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Solver",
     "WholeSolver",
     "choose",
+    "scores",
     "together",
     "weighted_prox",
 ]

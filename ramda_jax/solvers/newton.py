@@ -102,7 +102,7 @@ def group_problem(problem: Subproblem) -> GroupProblem:
     psi: Any = problem.psi
     numbers = psi.numbers(problem.weight, block.group_size)
     pieces = _pieces(problem.pieces, problem.scalars, numbers.threshold)
-    along = problem.along or _along(problem)
+    along = along_of(problem)
     pairs = zip(problem.parts, along, strict=True)
     members = [secular.Member(part, pieces, where) for part, where in pairs]
     if problem.resident:  # few enough to be kept
@@ -119,9 +119,11 @@ def group_problem(problem: Subproblem) -> GroupProblem:
     )
 
 
-def _along(problem: Subproblem) -> list[Along]:
-    """How the groups lie in the members where one device has them whole: in a vector if there are several members."""
+def along_of(problem: Subproblem) -> Sequence[Along]:
+    """How the groups lie in the members; where one device has them whole: in a vector if there are several members."""
     block, starts = problem.block, problem.starts
+    if problem.along:
+        return problem.along
     if len(starts) == 1:
         return [Along(block.axes(0))]
     number = math.prod(starts[0].shape[a] for a in block.axes(0))
