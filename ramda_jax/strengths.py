@@ -69,8 +69,8 @@ def lambda_max(grads: chex.ArrayTree, regularizer: Any) -> dict[str, chex.Array]
         used and may be anything; all others are.
 
     Returns:
-      A dict: by the name of a block (its path, where it is one array) a 0-d array. The largest of them is the least strength
-      that makes all blocks zero.
+      A dict: by the name of a block (its path, where it is one array) a 0-d array. The largest of them makes all blocks
+      zero.
 
     Raises:
       ValueError: as `ramda`, and for regularizers that no strength alone makes zero.
