@@ -22,13 +22,14 @@ from ramda_jax.network import emit, pieces
 from ramda_jax.network.factors import Factors, factored, matrix
 from ramda_jax.network.flat import Flat, flatten, operations, programs
 from ramda_jax.network.multiplied import multiplied
-from ramda_jax.network.needs import Plan, plan
+from ramda_jax.network.needs import Keep, Plan, plan
 from ramda_jax.network.readers import readers
 from ramda_jax.network.trace import (
     Leaf,
     Rebuild,
     apart,
     arrays_apart,
+    bare,
     called,
     is_array,
     nnx_module,
@@ -147,7 +148,12 @@ class Compact:
     """
 
     def __init__(
-        self, model: _Model, args: tuple[Any, ...], kwargs: dict[str, Any], multiple_of: int
+        self,
+        model: _Model,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        multiple_of: int,
+        low_rank: bool,
     ) -> None:
         self._model = model
         self._example = _traced(model, args, kwargs)
@@ -166,7 +172,8 @@ class Compact:
         small = list(map(pieces.cut, model.values, self._keeps))
         self._shapes = [tuple(np.shape(x)) for x in small]
         hows = [matrix(flat, n) if k in weights else None for k, n in enumerate(own_numbers)]
-        small = [factored(x, how, multiple_of) for x, how in zip(small, hows, strict=True)]
+        if low_rank:
+            small = [factored(x, how, multiple_of) for x, how in zip(small, hows, strict=True)]
         self._matrices = [
             how if isinstance(x, Factors) else None for x, how in zip(small, hows, strict=True)
         ]
@@ -195,6 +202,55 @@ class Compact:
     def _run_example(self, values: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """With the arguments of the example, but other arrays in them."""
         return self._run(self._example, values, inputs)
+
+    def cut_state(self, opt_state: chex.ArrayTree, fresh: chex.ArrayTree) -> chex.ArrayTree:
+        """The state of an optimizer for the small parameters, to go on where training of the whole ones was.
+
+        Moments, dual averages and starting points are cut as the parameters were; counters and other numbers are taken
+        over; the rest (warm starts of solvers, what only one of the two has) is as in `fresh`. A restart needs none of
+        this: there dual averaging begins anew from the parameters, and so does `transformation.init(small.params)`.
+
+        Args:
+          opt_state: of any optax transformation, for the whole parameters.
+          fresh: of the same transformation, for the small ones: `transformation.init(small.params)`.
+
+        Returns:
+          A tree like `fresh`.
+
+        Raises:
+          ValueError: if parameters have become factors, of which there is no such state (`low_rank=False`); if an array of
+            a state has not its parameter's shape.
+
+        Example:
+          >>> import jax.numpy as jnp, optax, ramda_jax as rj
+          >>> apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+          >>> params = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.eye(4)[:, :2]}
+          >>> adam = optax.adam(1e-3)
+          >>> small = rj.compact(apply, params, jnp.ones((1, 3)), low_rank=False)
+          >>> state = small.cut_state(adam.init(params), adam.init(small.params))
+          >>> print(state[0].mu["a"].shape)
+          (3, 2)
+        """
+        rows = list(zip(self._model.leaves, self._keeps, self._matrices, strict=True))
+        for leaf, _, how in rows:
+            if how is not None:
+                raise ValueError(
+                    f"cut_state: {leaf.path!r} has become two factors, of which opt_state knows nothing; compact with "
+                    "low_rank=False, or begin with the fresh state."
+                )
+        known = sorted(((bare(leaf.path), leaf, keep) for leaf, keep, _ in rows), key=_longest)
+        old_paths, old_leaves, _ = trees.flatten(opt_state)
+        old = dict(zip(old_paths, old_leaves, strict=True))
+        paths, new, treedef = trees.flatten(fresh)
+        made = []
+        for path, now in zip(paths, new, strict=True):
+            before = old.get(path, now)
+            row = next((row for row in known if f"/{path}".endswith(f"/{row[0]}")), None)
+            if row is not None and path in old:
+                made.append(_cut_one(path, before, now, *row[1:]))
+            else:
+                made.append(before if np.ndim(before) == np.ndim(now) == 0 else now)
+        return treedef.unflatten(made)
 
     def report(self) -> Report:
         """Parameters, bytes and FLOPs before and after, per array; and why what could not go stayed."""
@@ -293,7 +349,9 @@ class Compact:
             )
 
 
-def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> Compact:
+def compact(
+    apply_fn: Any, *args: Any, multiple_of: int = 1, low_rank: bool = True, **kwargs: Any
+) -> Compact:
     """The same function with less: what is zero, and what is only read by zeros, is cut out of all arrays.
 
     Exact: results are those of the whole model up to rounding, for any inputs of the example's kind and any number of
@@ -309,7 +367,8 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
         floating-point arrays that params hold (Linen's batch statistics, too) are cut. Of an `nnx.Module` the `nnx.Param`s
         are; its other variables become constants of `apply`.
       multiple_of: keep as many more channels as make their number a multiple of this (8, 128), where hardware computes in
-        tiles and odd sizes cost more than they save.
+        tiles and odd sizes cost more than they save; so are ranks.
+      low_rank: whether matrices of low rank become factors.
 
     Returns:
       A `Compact`.
@@ -345,7 +404,7 @@ def compact(apply_fn: Any, *args: Any, multiple_of: int = 1, **kwargs: Any) -> C
                 f"the parameter {leaf.path!r} is not finite: zero times infinity is not zero, so nothing can be cut."
             )
     _validation.check_integer("multiple_of", multiple_of, 1)
-    return Compact(_Model(call, leaves, values, rebuild), inputs, kwargs, multiple_of)
+    return Compact(_Model(call, leaves, values, rebuild), inputs, kwargs, multiple_of, low_rank)
 
 
 def _floating(params: chex.ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
@@ -355,6 +414,24 @@ def _floating(params: chex.ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
     pairs = zip(paths, leaves, mine, strict=True)
     named = [Leaf(path, tuple(x.shape), x.dtype) for path, x, ok in pairs if ok]
     return *apart(params, mine), named
+
+
+def _longest(row: tuple[str, Leaf, Keep]) -> int:
+    return -len(row[0])
+
+
+def _cut_one(path: str, before: Any, now: Any, leaf: Leaf, keep: Keep) -> chex.Array:
+    """One array of an optimizer's state, cut as its parameter."""
+    if np.shape(before) != leaf.shape:
+        raise ValueError(
+            f"cut_state: {path!r} of opt_state has shape {np.shape(before)}, but {leaf.path!r} had {leaf.shape}."
+        )
+    made = pieces.cut(before, keep)
+    if made.shape != np.shape(now):
+        raise ValueError(
+            f"cut_state: {path!r} of the fresh state has shape {np.shape(now)}, but {leaf.path!r} now has {made.shape}."
+        )
+    return made
 
 
 def _same_program(flat: Flat, expected: Flat, plan: Plan) -> bool:

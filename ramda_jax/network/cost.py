@@ -107,7 +107,7 @@ def _needed(
             full = np.transpose(
                 alive.reshape([shape[a] for a in axes]), [axes.index(a) for a in sorted(axes)]
             )
-            full = np.expand_dims(full, [d for d in range(len(shape)) if d not in axes])
+            full = np.expand_dims(full, tuple(d for d in range(len(shape)) if d not in axes))
             mask[window] &= np.broadcast_to(full, shape).reshape(mask[window].shape)
     return needed
 

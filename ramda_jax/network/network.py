@@ -172,16 +172,19 @@ class Network:
             values.append(jax.device_get(x))
         return values
 
-    def compact(self, params: chex.ArrayTree, *, multiple_of: int = 1) -> Compact:
+    def compact(
+        self, params: chex.ArrayTree, *, multiple_of: int = 1, low_rank: bool = True
+    ) -> Compact:
         """`compact` of the function that the network was seen with, on these parameters.
 
         Args:
           params: with values, a tree like that the network was seen with.
-          multiple_of: as in `compact`.
+          multiple_of, low_rank: as in `compact`.
         """
         function, model, inputs = called("network", *self._call)
         whole = nnx_with(model, params) if nnx_module(model) else params
-        return compact(function, whole, *inputs, multiple_of=multiple_of, **self._call[2])
+        kwargs = {**self._call[2], "multiple_of": multiple_of, "low_rank": low_rank}
+        return compact(function, whole, *inputs, **kwargs)
 
     def describe(self) -> str:
         """A table of the parameters and of the channel spaces, and what was not understood and why."""

@@ -3,11 +3,13 @@
 import functools
 from typing import Any
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -503,6 +505,47 @@ def test_ranks_can_be_rounded_up_and_full_ones_stay():
     assert small.params["b"].shape == (40, 40)  # 24 (40 + 40) > 40 * 40
     found = small.apply(small.params, random(3, 40))
     np.testing.assert_allclose(found, apply(params, random(3, 40)), atol=1e-3)
+
+
+CONTINUED = {
+    "adam": lambda: optax.adam(1e-2),
+    "ramda": lambda: rj.ramda(1e-2, rj.by_path([("net", rj.L1(1e-4)), (".", None)]), momentum=0.1),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_training_goes_on_with_the_state_cut(name):
+    """For updates entry by entry, the kept entries move as in the whole model."""
+    params = {
+        "net": {"a": random(4, 8), "b": sparse_rows(random(8, 3, seed=1), [0, 1, 5])},
+        "bias": random(8, seed=3),
+    }
+    apply = lambda p, x: jnp.tanh(x @ p["net"]["a"] + p["bias"]) @ p["net"]["b"]
+    loss = lambda f: lambda p: jnp.mean(jnp.sin(f(p, random(8, 4, seed=4))))
+    transformation = CONTINUED[name]()
+    step = jax.jit(transformation.update)
+    state = transformation.init(params)
+    for _ in range(3):  # what the state has of the dead rows is to be left behind
+        _, state = step(jax.grad(loss(apply))(params), state, params)
+    small = rj.compact(apply, params, random(1, 4))
+    cut = small.cut_state(state, transformation.init(small.params))
+    whole, _ = step(jax.grad(loss(apply))(params), state, params)
+    part, cut = step(jax.grad(loss(small.apply))(small.params), cut, small.params)
+    expected = jax.tree.unflatten(
+        jax.tree.structure(whole), list(map(pieces.cut, jax.tree.leaves(whole), small._keeps))
+    )
+    chex.assert_trees_all_close(part, expected, atol=1e-6)
+    small_again = optax.apply_updates(small.params, part)
+    step(jax.grad(loss(small.apply))(small_again), cut, small_again)
+    other = transformation.init({**params, "bias": jnp.zeros(9)})
+    with pytest.raises(ValueError, match=r"bias' of opt_state has shape \(9,\)"):
+        small.cut_state(other, transformation.init(small.params))
+    with pytest.raises(ValueError, match="bias' of the fresh state has shape"):
+        small.cut_state(state, state)
+    low = {**params, "net": {"a": low_rank(4, 8, 1), "b": params["net"]["b"]}}
+    small = rj.compact(apply, low, random(1, 4))
+    with pytest.raises(ValueError, match="'net/a' has become two factors"):
+        small.cut_state(state, state)
 
 
 def test_what_cannot_be_followed_stays_whole_and_says_so():
