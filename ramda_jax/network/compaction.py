@@ -188,9 +188,18 @@ class Compact:
           ValueError: for parameters of another tree or other shapes, and for inputs with which the function is another one.
         """
         values = self._checked(params)
-        traced = _traced(self._model, args, kwargs)
-        self._check_same(traced.flat)
+        traced = self._traced(args, kwargs)
         return self._run(traced, values, traced.inputs)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+        """The program for other inputs, which has to be the same."""
+        traced = _traced(self._model, args, kwargs)
+        if not _same_program(traced.flat, self._example.flat, self._plan):
+            raise ValueError(
+                "with these inputs the function is another one than that which was compacted: they may differ only in the "
+                "number of examples; compact it with such inputs (flags, other arguments and sizes must be the same)."
+            )
+        return traced
 
     def _run(self, traced: _Traced, values: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """A program on small parameters and arrays for its inputs."""
@@ -306,21 +315,40 @@ class Compact:
         )
 
     def export(
-        self, path: str | Path, *, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
+        self,
+        path: str | Path,
+        *args: Any,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        **kwargs: Any,
     ) -> None:
         """Write the compact model, program and parameters, as one file; `load_compact` reads it.
 
-        The program is StableHLO, for inputs of the example's shapes. Needs the package flatbuffers.
+        The program is StableHLO. Needs the package flatbuffers.
 
         Args:
           path: of the file.
+          *args, **kwargs: inputs, or ShapeDtypeStructs, of the shapes that it is for; none: those of the example. A
+            dimension may be a symbol (`jax.export.symbolic_shape`): then it is for any number of examples.
           platforms: that it is to run on.
 
         Raises:
           ImportError: without flatbuffers.
+          ValueError: for inputs with which the function is another one.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, ramda_jax as rj, tempfile
+          >>> apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+          >>> params = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.eye(4)[:, :2]}
+          >>> small = rj.compact(apply, params, jnp.ones((1, 3)))
+          >>> batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), jnp.float32)
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     small.export(f"{folder}/model", batch)
+          ...     print(rj.load_compact(f"{folder}/model")(jnp.ones((7, 3))).shape)
+          (7, 2)
         """
-        inputs = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in self._example.inputs]
-        run = lambda values, inputs: self._run_example(self._grouped(values), inputs)
+        traced = self._traced(args, kwargs) if args or kwargs else self._example
+        inputs = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in traced.inputs]
+        run = lambda values, inputs: self._run(traced, self._grouped(values), inputs)
         exported = jax_export.export(jax.jit(run), platforms=platforms)
         values, _, leaves = _floating(self.params)
         program = exported([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values], inputs)
@@ -340,13 +368,6 @@ class Compact:
         """Arrays, in order, as arrays and factors."""
         rest = iter(values)
         return [Factors(next(rest), next(rest)) if how else next(rest) for how in self._matrices]
-
-    def _check_same(self, flat: Flat) -> None:
-        if not _same_program(flat, self._example.flat, self._plan):
-            raise ValueError(
-                "with these inputs the function is another one than that which was compacted: they may differ only in the "
-                "number of examples; compact it with such inputs (flags, other arguments and sizes must be the same)."
-            )
 
 
 def compact(

@@ -185,6 +185,20 @@ def test_residual_channels_that_others_need_are_gathered():
     assert small.widths() == {"embed": (4, d), "up": (6, 9), "down": (9, d), "head": (6, 3)}
 
 
+def test_dead_dimensions_of_a_residual_stream_go():
+    """What no embedding and no layer writes: the norms count it as the zero that it is."""
+    make, inputs = MODELS["gated transformer"]
+    apply, params = parts(make(nnx.Rngs(0)))
+    writers = ("embedding", "output", "down")
+
+    def dead(path: Any, x: jax.Array) -> jax.Array:
+        mine = any(writer in jax.tree_util.keystr(path) for writer in writers)
+        return x.at[..., jnp.asarray([1, 5, 6, 12])].set(0.0) if mine else x
+
+    small = check(apply, jax.tree_util.tree_map_with_path(dead, params), *inputs)
+    assert not any(16 in shape for shape in small.widths().values())
+
+
 def test_attention_loses_heads():
     params = {"qkv": random(8, 24), "out": sparse_rows(random(8, 8, seed=1), [0, 1, 2, 3])}
     small = check(zoo.fused, params, random(1, 5, 8))
@@ -591,6 +605,17 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
     loaded = rj.load_compact(tmp_path / "model")
     np.testing.assert_allclose(loaded(random(2, 4)), apply(params, random(2, 4)), atol=1e-5)
     assert {path: x.shape for path, x in loaded.params.items()} == small.widths()
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    rj.compact(apply, half, random(2, 4)).export(tmp_path / "half", platforms=["cpu"])
+    assert {x.dtype for x in rj.load_compact(tmp_path / "half").params.values()} == {
+        jnp.dtype("bfloat16")
+    }
+    any_number = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 4"), jnp.float32)
+    small.export(tmp_path / "any", any_number)
+    loaded = rj.load_compact(tmp_path / "any")
+    np.testing.assert_allclose(loaded(random(9, 4)), apply(params, random(9, 4)), atol=1e-5)
+    with pytest.raises(ValueError, match="another one than that which was compacted"):
+        small.export(tmp_path / "any", random(4))
     (tmp_path / "other").write_bytes(b"no model")
     with pytest.raises(ValueError, match="is no exported compact model"):
         rj.load_compact(tmp_path / "other")
