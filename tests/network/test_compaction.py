@@ -1,6 +1,8 @@
 """The compact model is the model: results and gradients, for any number of examples; and it is as small as it can be."""
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import chex
@@ -603,13 +605,20 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
     small = rj.compact(apply, params, random(2, 4))
     small.export(tmp_path / "model")
     loaded = rj.load_compact(tmp_path / "model")
-    np.testing.assert_allclose(loaded(random(2, 4)), apply(params, random(2, 4)), atol=1e-5)
     assert {path: x.shape for path, x in loaded.params.items()} == small.widths()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     rj.compact(apply, half, random(2, 4)).export(tmp_path / "half", platforms=["cpu"])
     assert {x.dtype for x in rj.load_compact(tmp_path / "half").params.values()} == {
         jnp.dtype("bfloat16")
     }
+    code = (
+        "import sys, numpy as np, ramda_jax as rj; model = rj.load_compact(sys.argv[1]); "
+        "np.save(sys.argv[2], model(np.load(sys.argv[3])))"
+    )
+    files = [str(tmp_path / name) for name in ("model", "out.npy", "in.npy")]
+    np.save(files[2], random(2, 4))
+    subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(files[1]), apply(params, random(2, 4)), atol=1e-5)
     any_number = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 4"), jnp.float32)
     small.export(tmp_path / "any", any_number)
     loaded = rj.load_compact(tmp_path / "any")
@@ -622,11 +631,18 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
 
 
 def test_double_precision_agrees_to_its_rounding():
+    """Zeros, a loop over layers with zeros of their own, and factors."""
     with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
         params = {
-            "a": np.random.default_rng(0).standard_normal((4, 8)),
-            "b": np.random.default_rng(1).standard_normal((8, 3)),
+            "in": draw(12, 2) @ draw(2, 10),
+            "a": sparse_rows(draw(2, 10, 8), [3, 4], 1).at[1, 6].set(0.0),
+            "b": sparse_rows(draw(2, 8, 10), [0], 1).at[0, 5].set(0.0),
+            "out": sparse_rows(draw(10, 3), [2, 3]),
         }
-        params = {"a": jnp.asarray(params["a"]), "b": jnp.asarray(params["b"]).at[2:5].set(0.0)}
-        x = jnp.asarray(np.random.default_rng(2).standard_normal((1, 4)))
-        check(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x, tolerance=1e-12)
+        layer = lambda h, w: (h + jnp.tanh(h @ w[0]) @ w[1], None)
+        apply = lambda p, x: jax.lax.scan(layer, x @ p["in"], (p["a"], p["b"]))[0] @ p["out"]
+        small = check(apply, params, draw(1, 12), tolerance=1e-12)
+        assert small.params["in"].left.dtype == jnp.float64
+        assert small.widths()["a"] == (2, 8, 7)
