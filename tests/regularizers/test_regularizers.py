@@ -210,6 +210,12 @@ def test_where_no_strength_alone_says_what_dies_there_are_no_scores(name):
         ours.scores(metric * x, metric, 1.0)
 
 
+def test_the_tie_of_l0_goes_to_zero():
+    x = jnp.asarray([-1.0, 1.0, np.nextafter(np.float32(1), np.float32(2))])
+    found = rj.L0(0.5).prox(x, 1.0)  # x^2 = 2 step strength
+    np.testing.assert_array_equal(found, [0.0, 0.0, x[2]])
+
+
 def test_a_strength_of_zero_leaves_groups_with_zero_entries_alone():
     x = jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
     for dtype in (jnp.float32, jnp.float64):

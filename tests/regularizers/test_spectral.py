@@ -48,6 +48,18 @@ def test_thresholding_whatever_the_number_of_singular_values_above_the_level(dty
         np.testing.assert_allclose(psi, reg.value(expected), atol=100 * LIMITS[dtype])
 
 
+def test_small_singular_values_beside_a_large_one_are_not_lost_in_its_square():
+    """In float32 the Gram matrix knows nothing of what is below 3e-4 of the largest."""
+    rng = np.random.default_rng(3)
+    u, v = (np.linalg.qr(rng.standard_normal((6, 6)))[0] for _ in range(2))
+    s = np.array([1.0, 3e-4, 2e-4, 1e-4, 5e-5, 2e-5])
+    x = jnp.asarray((u * s) @ v, jnp.float32)
+    z, _ = threshold(rj.NuclearNorm(1.0), x, 8e-5)
+    expected = reference.NuclearNorm(1.0).prox(np.asarray(x, np.float64), 8e-5)
+    # The singular values that are left, but for the largest, are of the size of 1e-4.
+    np.testing.assert_allclose(z, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_thresholding_squares_neither_under_nor_over(scale):
     x = np.random.default_rng(1).standard_normal((8, 5))

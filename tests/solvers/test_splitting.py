@@ -129,6 +129,17 @@ def test_the_certificate_bounds_the_least_subgradient_and_q(solver, case):
     assert value(found.x, data) <= value(data[-1], data) + 1e-12 * abs(value(data[-1], data))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_residual_alone_does_not_end_it(seed):
+    """From another problem's solution, the first points of small residual are worse than a W^{t-1} that is all but best."""
+    *data, start = problem(seed)
+    best = solve((*data, start), TIGHT).x
+    elsewhere = solve(problem(seed + 10), TIGHT).warm
+    found = solve((*data, np.asarray(best)), rj.DouglasRachford(tolerance=0.3), warm=elsewhere)
+    at_best = value(best, (*data, start))
+    assert value(found.x, (*data, start)) <= at_best + 1e-9 * abs(at_best)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_q_is_never_worse_than_the_papers(case, seed):
