@@ -77,16 +77,31 @@ def check(
 
 
 @hypothesis.settings(max_examples=8)
-@hypothesis.given(networks(), st.sampled_from([0.3, 0.7, 1.0]), st.integers(0, 2**30))
-@hypothesis.example((Layer("conv", 4, 4), Layer("groups", 4, 8)), 0.3, 0)
-def test_random_networks_with_random_zero_groups(layers, share, seed):
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _init(layers, seed))
+@hypothesis.given(
+    networks(),
+    st.sampled_from([0.3, 0.7, 1.0]),
+    st.sampled_from([None, 1, 2]),
+    st.integers(0, 2**30),
+)
+@hypothesis.example((Layer("conv", 4, 4), Layer("groups", 4, 8)), 0.3, None, 0)
+@hypothesis.example((Layer("conv", 4, 4), Layer("conv", 4, 8)), 0.3, 1, 0)
+def test_random_networks_with_random_zero_groups_and_ranks(layers, share, rank, seed):
+    params = jax.tree.map(lambda x: jnp.asarray(of_rank(x, rank), jnp.float32), _init(layers, seed))
     x = jnp.asarray(np.random.default_rng(seed).standard_normal((*IMAGE, 4)), jnp.float32)
     apply = functools.partial(_apply, layers)
     net = rj.network(apply, params, x)
     sparse = with_zeros(net.inputs(rj.GroupLasso(0.1)), params, share, seed)
     small = check(apply, sparse, x)
     assert small.report().parameters <= small.report().parameters_before
+
+
+def of_rank(x: Any, rank: int | None) -> np.ndarray:
+    """The nearest array whose matrix (all axes but the last, the last) has this rank."""
+    x = np.asarray(x)
+    if rank is None or x.ndim < 2:
+        return x
+    u, s, v = np.linalg.svd(x.reshape(-1, x.shape[-1]), full_matrices=False)
+    return ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(x.shape)
 
 
 def parts(module: nnx.Module) -> tuple[Any, Any]:
