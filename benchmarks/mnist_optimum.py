@@ -184,7 +184,7 @@ def train(dataset: Dataset, referee: Referee, overrides: str, seeds: int) -> lis
                 state, _ = program.epoch(state, program.arrays)
             jax.block_until_ready(state.params)
             seconds += time.perf_counter() - begun
-            structured = rj.structured_params(state.opt_state, state.params)
+            structured = rj.structured_params(state.opt_state, state.params, values="minimizer")
             looks[until] = (referee.look(state.params), referee.look(structured))
         outcomes.append(Outcome(looks[EARLY], looks[run.settings.epochs], seconds))
     return outcomes

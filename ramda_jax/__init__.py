@@ -26,7 +26,7 @@ from ramda_jax.regularizers import (
     Regularizer,
     SparseGroupLasso,
 )
-from ramda_jax.schedules import final_momentum_schedule, multistep
+from ramda_jax.schedules import final_momentum_schedule, multistep, stages
 from ramda_jax.sharding import Placement
 from ramda_jax.sharding.shardings import state_sharding
 from ramda_jax.solvers import (
@@ -93,6 +93,7 @@ __all__ = [
     "ramda",
     "rmda",
     "solver_stats",
+    "stages",
     "state_sharding",
     "structured_params",
     "summary",

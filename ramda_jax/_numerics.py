@@ -1,6 +1,7 @@
 """Small numerical helpers that methods, regularizers and solvers share."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -19,6 +20,11 @@ def scalar_dtype() -> jnp.dtype:
 def at_least_float32(dtype: Any) -> Any:
     """`dtype`, or float32 where it is narrower: sums stall and no decomposition exists below."""
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def widened(x: chex.Array) -> chex.Array:
+    """x in at least float32."""
+    return x.astype(at_least_float32(x.dtype))
 
 
 def as_scalar(value: Any) -> chex.Array:
@@ -55,6 +61,46 @@ def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     # The inner `where` keeps the gradient of a zero group at 0 instead of NaN.
     positive = square != 0
     return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+@jax.jit
+def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
+    """Which `count` entries of `sizes` >= 0 are the largest; of equals the first. A NaN is larger than any number.
+
+    Floats >= 0 are ordered as their bits are as integers. So the count-th largest is found bit by bit, from the highest:
+    the largest t that `count` entries at least reach. Then the place up to which entries equal to t are taken, likewise.
+    Each bit takes one sum over the array: no sort, and no gather where the array is cut over devices.
+
+    Args:
+      sizes: of any shape.
+      count: 0-d int; up to 0: none, from the size: all.
+    """
+    dtype = at_least_float32(sizes.dtype)
+    integer = jnp.dtype(f"int{8 * dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(jnp.abs(sizes.astype(dtype)), integer)
+    count = jnp.asarray(count, integer)
+    zero = 0 * (count + jnp.max(bits, initial=0))  # of a type that varies over devices as they do
+    number = lambda mask: jnp.sum(mask, dtype=integer)
+
+    def bitwise(length: int, holds: Callable[[chex.Array], chex.Array]) -> chex.Array:
+        """The largest integer of this length for which `holds`, which is true of 0 and changes once."""
+
+        def try_bit(k: chex.Array, found: chex.Array) -> chex.Array:
+            tried = found | jnp.left_shift(
+                jnp.ones_like(found), jnp.asarray(length - 1 - k, integer)
+            )
+            return jnp.where(holds(tried), tried, found)
+
+        return jax.lax.fori_loop(0, length, try_bit, zero)
+
+    least = bitwise(8 * dtype.itemsize - 1, lambda t: number(bits >= t) >= count)
+    above, equal = bits > least, bits == least
+    place = jnp.zeros(sizes.shape, integer)
+    for axis, length in enumerate(sizes.shape):
+        place = place * length + jax.lax.broadcasted_iota(integer, sizes.shape, axis)
+    place, missing = cut_like(place, sizes), count - number(above)
+    end = bitwise(sizes.size.bit_length(), lambda p: number(equal & (place < p)) <= missing)
+    return above | (equal & (place < end))
 
 
 def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:

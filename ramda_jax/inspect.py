@@ -1,7 +1,8 @@
 """What users read from a state, and from an assignment before there is one."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import chex
 import jax
@@ -11,50 +12,67 @@ from ramda_jax import _numerics, assignment, trees
 from ramda_jax._text import table
 from ramda_jax.methods.base import accumulators_of
 from ramda_jax.regularizers.base import size
-from ramda_jax.sharding.layout import layout_of
+from ramda_jax.sharding.layout import Layout, layout_of
 from ramda_jax.state import ProximalState, SolverState, find_states
 from ramda_jax.step import Inputs, Job, Leaf, Scalars
 from ramda_jax.subproblem import Block
 
 
-def structured_params(opt_state: Any, params: chex.ArrayTree) -> chex.ArrayTree:
-    """What_t: the point whose structure (zero groups, rank) the theory guarantees.
+def structured_params(
+    opt_state: Any, params: chex.ArrayTree, values: Literal["average", "minimizer"] = "average"
+) -> chex.ArrayTree:
+    """The point to deploy: W_t with the amount of structure of What_t.
 
-    It is the solution of the last step's subproblem, as that step found it: computed from the state, not solved again.
-    For `ramda` and `rmda` with momentum below 1 the parameters W_t are an average and dense, while What_t is structured
-    from the first steps on; after some finite step it has exactly the structure of the limit. For the other methods it
-    is W_t itself.
-    Pure; may be jitted.
+    What_t, the solution of the last step's subproblem, has after some finite step exactly the structure of the limit, but
+    as an extrapolation poor values until late; the average W_t (momentum below 1) has the values and is dense. So What_t
+    says how much: how many groups of each block are kept (how many entries, how large a rank of each matrix), and W_t
+    which: its largest groups (entries, singular values), with its values. It is the nearest point of W_t with that count;
+    from some step on it has the limit's structure, and it tends to the limit as W_t does (docs/mathematics.md). For
+    `SparseGroupLasso` groups are counted first, then the entries in those that are kept; for `Binarize` as many entries
+    are at -1 or 1 as in What_t, those that are nearest.
+
+    Early in a run, and after each restart, What_t has few zeros yet, so that this point is W_t or little less. Late in a
+    long stage with a small momentum it may have more than W_t can lose: measure before you deploy, or train with
+    `stages`, at whose end all three points have the same structure.
+
+    For methods that do not average (`prox_sgd`, `prox_adamw`, `prox_ssi`, and at momentum 1) all three points are one.
+    Nothing is solved again; but a matrix under the nuclear norm takes two singular value decompositions.
+    Pure; may be jitted. Training goes on from `params`, not from this point.
 
     Args:
       opt_state: any optax state that holds the state of one of this library's methods (or several, in a partition).
       params: the parameters after the last update.
+      values: "average", or "minimizer": What_t itself.
 
     Returns:
-      A pytree like params. Parameters that other transformations own are returned as they are, and so is everything
-      before the first step.
+      A pytree like params, its zeros exact. Parameters that other transformations own, or that are not regularized, are
+      returned as they are (unless values is "minimizer"), and so is everything before the first step.
 
     Raises:
-      ValueError: if `opt_state` holds no such state.
+      ValueError: if `opt_state` holds no such state, or for other `values`.
 
     Example:
       >>> import jax.numpy as jnp, ramda_jax as rj
-      >>> params = {"kernel": jnp.ones((3, 2))}
-      >>> tx = rj.ramda(0.1, rj.GroupLasso(100.0))
-      >>> updates, state = tx.update(params, tx.init(params), params)
-      >>> print(rj.structured_params(state, params)["kernel"].sum())
-      0.0
+      >>> params = {"kernel": jnp.array([[3.0], [0.1]])}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(0.6))
+      >>> updates, state = tx.update({"kernel": jnp.ones((2, 1))}, tx.init(params), params)
+      >>> params = {"kernel": params["kernel"] + updates["kernel"]}
+      >>> points = params, rj.structured_params(state, params), rj.structured_params(state, params, "minimizer")
+      >>> [[round(float(x), 2) for x in point["kernel"][:, 0]] for point in points]
+      [[3.0, 0.1], [3.0, 0.0], [2.66, 0.0]]
 
     Source: Huang & Lee, NeurIPS 2024, Theorem 3.
     """
+    if values not in ("average", "minimizer"):
+        raise ValueError(f'values must be "average" or "minimizer", got {values!r}.')
     for state in find_states(opt_state):
         if hasattr(state.method, "terms") and isinstance(state.solver, SolverState):
-            params = _structured(state, params)
+            params = _structured(state, params, values == "average")
     return params
 
 
-def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
-    """What_t of the leaves which this state owns, params elsewhere."""
+def _structured(state: ProximalState, params: chex.ArrayTree, average: bool) -> chex.ArrayTree:
+    """What_t, or W_t with its amount of structure, of the leaves which this state owns; params elsewhere."""
     accumulators = accumulators_of(state.method)
     owned = accumulators[0]
     slots = jax.tree.leaves(owned, is_leaf=trees.is_hidden)
@@ -63,16 +81,12 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
     parts = slot_tree.flatten_up_to(trees.unwrap(params))
     pairs = list(zip(parts, slots, strict=True))
     current = [jnp.asarray(p) for p, slot in pairs if not trees.is_hidden(slot)]
-    plan, terms = state.solver.plan, state.method.terms()
+    plan = state.solver.plan
     layout = layout_of(plan.placement, trees.flatten(owned)[0], current, plan.blocks)
-    laid = layout.cut(current)
-    trees.check_same(jax.tree.leaves(owned), "the state", laid, "params")
-    arrays = zip(*map(jax.tree.leaves, accumulators), strict=True)
-    leaves = tuple(Leaf(a, p, p) for a, p in zip(arrays, laid, strict=True))
-    scalars = Scalars((), terms.scalars, terms.weight, None)
-    inputs = Inputs(leaves, state.solver.psis(), state.solver.warm, scalars)
-    job = Job(_keep, terms.pieces, plan.blocks, plan.solvers)
-    found = iter(layout.join(layout.recall(job, inputs)))
+    points = layout.join(_minimisers(state, layout, layout.cut(current)))
+    if average:
+        points = _with_structure(plan.blocks, current, points)
+    found = iter(points)
     new: list[Any] = []
     for part, slot in pairs:
         if trees.is_hidden(slot):
@@ -81,6 +95,40 @@ def _structured(state: ProximalState, params: chex.ArrayTree) -> chex.ArrayTree:
             part = jnp.asarray(part)
             new.append(jnp.where(state.count > 0, next(found).astype(part.dtype), part))
     return jax.tree.unflatten(jax.tree.structure(params), new)
+
+
+def _minimisers(
+    state: ProximalState, layout: Layout, params: Sequence[chex.Array]
+) -> list[chex.Array]:
+    """What_t of every parameter, in the layout and the dtype of the state; `params` in that layout, too."""
+    plan, terms, accumulators = (
+        state.solver.plan,
+        state.method.terms(),
+        accumulators_of(state.method),
+    )
+    trees.check_same(jax.tree.leaves(accumulators[0]), "the state", params, "params")
+    arrays = zip(*map(jax.tree.leaves, accumulators), strict=True)
+    leaves = tuple(Leaf(a, p, p) for a, p in zip(arrays, params, strict=True))
+    scalars = Scalars((), terms.scalars, terms.weight, None)
+    inputs = Inputs(leaves, state.solver.psis(), state.solver.warm, scalars)
+    return layout.recall(Job(_keep, terms.pieces, plan.blocks, plan.solvers), inputs)
+
+
+def _with_structure(
+    blocks: Sequence[Block], params: Sequence[chex.Array], models: Sequence[chex.Array]
+) -> list[chex.Array]:
+    """The parameters, those of each block with as much structure as the models of that block.
+
+    The models keep their own dtype: rounded to that of narrow parameters, a matrix has no rank any more.
+    """
+    points = list(params)
+    for block in blocks:
+        views = [member.take(points[member.leaf]) for member in block.members]
+        model = block.join([member.take(models[member.leaf]) for member in block.members])
+        found = block.split(block.psi.project(block.join(views), model), views)
+        for member, x in zip(block.members, found, strict=True):
+            points[member.leaf] = member.put(points[member.leaf], x)
+    return points
 
 
 def _keep(

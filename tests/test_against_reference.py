@@ -69,7 +69,11 @@ def trajectory(method, options):
             updates, state = tx.update(g, state, w)
             w = jax.tree.map(jnp.add, w, updates)
             stats = rj.solver_stats(state)
-            return (w, state), (w, rj.structured_params(state, w), stats["iterations"])
+            return (w, state), (
+                w,
+                rj.structured_params(state, w, values="minimizer"),
+                stats["iterations"],
+            )
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
 

@@ -28,8 +28,8 @@ from tests.methods import (
     layer_params,
     layer_tx,
     method_id,
+    minimizer,
     run,
-    structured_params,
     two_layer_params,
 )
 
@@ -507,7 +507,7 @@ def test_a_gradient_that_is_not_finite_shows_in_its_group_and_in_the_residual(
     others = np.delete(kernel, 3, axis=0)
     assert np.isfinite(others).all()
     chex.assert_tree_all_finite((found["head"], found["body"]["bias"]))
-    structured = np.asarray(structured_params(state, found)["body"]["kernel"])
+    structured = np.asarray(minimizer(state, found)["body"]["kernel"])
     assert not np.isfinite(structured[3, 1])
     assert not np.any(structured[3] == 0.0)
     assert np.isfinite(np.delete(structured, 3, axis=0)).all()
@@ -538,7 +538,7 @@ def test_a_nan_gradient_gives_a_nan_whatever_the_regularizer(
     (grad,) = layer_grads(params, 1)
     found, state = run(method(regularizer, learning_rate=LAYER_RATE), params, [poison(grad, NAN)])
     assert np.isnan(np.asarray(found["body"]["kernel"])[3, 1])
-    structured = structured_params(state, found)
+    structured = minimizer(state, found)
     assert np.isnan(np.asarray(structured["body"]["kernel"])[3, 1])
     assert regularizer is None or np.isnan(largest_residual(state))
 

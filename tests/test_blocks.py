@@ -94,7 +94,7 @@ def training(tx, params, grads):
         return (optax.apply_updates(params, updates), state), None
 
     (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), grads)
-    return params, rj.structured_params(state, params), rj.solver_stats(state)
+    return params, rj.structured_params(state, params, values="minimizer"), rj.solver_stats(state)
 
 
 def in_numpy(tree):

@@ -56,7 +56,7 @@ def run(method, psi, inputs):
     scales = 1 + 0.1 * jnp.arange(STEPS)
     (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), scales)
     weighted = lambda x: jnp.sum(jnp.cos(x) * jnp.arange(1.0, 1 + x.size).reshape(x.shape))
-    both = (params, rj.structured_params(state, params))
+    both = (params, rj.structured_params(state, params, values="minimizer"))
     return sum(map(weighted, jax.tree.leaves(both)))
 
 
@@ -191,7 +191,7 @@ def test_derivatives_are_the_same_where_devices_share_the_groups_and_refused_whe
             tx = rj.ramda(rate, rj.GroupLasso(0.05), placement=where)
             updates, state = tx.update(params, tx.init(params), params)
             moved = optax.apply_updates(params, updates)
-            return optax.tree.norm((moved, rj.structured_params(state, moved)))
+            return optax.tree.norm((moved, rj.structured_params(state, moved, values="minimizer")))
 
         expected = jax.grad(f)(0.1)
         placed = lambda rate: f(rate, None, mesh)

@@ -113,6 +113,6 @@ def test_structured_params_without_regularizer_are_the_point_that_is_averaged() 
     averaged = rj.ramda(1e-2, None, momentum=0.1)
     plain, _ = run(rj.ramda(1e-2, None, momentum=1.0), params, grads)
     found, state = run(averaged, params, grads)
-    structured = rj.structured_params(state, found)
+    structured = rj.structured_params(state, found, values="minimizer")
     for a, b in zip(jax.tree.leaves(structured), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -39,9 +39,9 @@ from tests.methods import (
     layer_tx,
     make_step,
     method_id,
+    minimizer,
     needs_eight,
     run,
-    structured_params,
     two_layer_params,
     with_structure,
     without,
@@ -269,7 +269,7 @@ def test_constant_schedules_and_arrays_equal_floats(
     found, state = run(wrapped, params, grads)
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
     close(found, expected)
-    close(structured_params(state, found), structured_params(expected_state, expected))
+    close(minimizer(state, found), minimizer(expected_state, expected))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected_state)
 
 
@@ -284,7 +284,7 @@ def test_a_strength_schedule_is_followed(method: Method) -> None:
     state = None
     for grad in layer_grads(params, 3):
         params, state = run(tx, params, [grad], state)
-        structured = structured_params(state, params)
+        structured = minimizer(state, params)
         zeros.append(int(jnp.sum(structured["body"]["kernel"] == 0.0)))
     assert zeros == [0, 0, params["body"]["kernel"].size]
 
@@ -483,12 +483,12 @@ def test_every_solver_works_on_parameters_cut_across_an_explicit_mesh(
     with jax.set_mesh(mesh):
         sharded = put_on(mesh, [spec for _ in params], params)
         found, state = jax.jit(make_step(tx))(sharded, tx.init(sharded), sharded)
-        structured = structured_params(state, found)
+        structured = minimizer(state, found)
         for leaf in jax.tree.leaves((found, structured)):
             assert leaf.sharding.spec == spec
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-3, atol=1e-4)
     close(jax.device_get(found), jax.device_get(expected))
-    wanted = structured_params(expected_state, expected)
+    wanted = minimizer(expected_state, expected)
     close(jax.device_get(structured), jax.device_get(wanted))
 
 
@@ -506,8 +506,8 @@ def assert_dead_rows_are_exactly_zero(structured: Tree) -> None:
 
 def assert_same_extras(state: Tree, params: Tree, bare_state: Tree, bare_params: Tree) -> None:
     """structured_params and solver_stats of the wrapped state are those of the bare one."""
-    structured = structured_params(state, params)
-    expected = structured_params(bare_state, bare_params)
+    structured = minimizer(state, params)
+    expected = minimizer(bare_state, bare_params)
     assert_dead_rows_are_exactly_zero(expected)
     chex.assert_trees_all_close(structured, expected, rtol=1e-4, atol=1e-6)
     assert_dead_rows_are_exactly_zero(structured)
@@ -521,7 +521,7 @@ def test_the_structured_iterate_is_sparse_where_the_training_iterate_need_not_be
     method: Method,
 ) -> None:
     _, _, _, params, state = bare(method)
-    structured = structured_params(state, params)
+    structured = minimizer(state, params)
     assert_dead_rows_are_exactly_zero(structured)
     if method.averages:
         assert not bool(jnp.any(params["body"]["kernel"] == 0.0))
@@ -585,9 +585,9 @@ def test_masked_steps_only_where_the_mask_says(method: Method, rule: str) -> Non
         head = optax.apply_updates(head, grad["head"])
     chex.assert_trees_all_close(found["head"], head, rtol=1e-6)
 
-    structured = structured_params(state, found)
+    structured = minimizer(state, found)
     chex.assert_trees_all_equal_structs(structured, found)
-    expected = structured_params(bare_state, bare_params)
+    expected = minimizer(bare_state, bare_params)
     chex.assert_trees_all_close(structured["body"], expected["body"], rtol=1e-4, atol=1e-6)
     assert bool(jnp.all(structured["body"]["kernel"][:DEAD] == 0.0))
     chex.assert_trees_all_equal(structured["head"], found["head"])
@@ -601,8 +601,8 @@ def test_partition_gives_each_label_its_own_transformation(method: Method) -> No
     parts = optax.partition({"structured": tx, "adam": optax.adam(1e-2)}, labels)
     found, state = run(parts, params, grads)
     adam, _ = run(adam_oracle, params, grads)
-    structured = structured_params(state, found)
-    expected = structured_params(bare_state, bare_params)
+    structured = minimizer(state, found)
+    expected = minimizer(bare_state, bare_params)
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-6)
     close(found["body"]["kernel"], bare_params["body"]["kernel"])
     close(found["body"]["bias"], adam["body"]["bias"])
@@ -623,7 +623,7 @@ def test_partition_with_two_structured_transformations_joins_their_structured_it
         {"body": "a", "head": "b"},
     )
     found, state = run(parts, params, grads)
-    structured = structured_params(state, found)
+    structured = minimizer(state, found)
     assert_dead_rows_are_exactly_zero(structured)
     assert_dead_rows_are_exactly_zero({"body": structured["head"]})
     paths = {name.split("/", 1)[1] for name in rj.solver_stats(state) if "/" in name}
@@ -650,8 +650,8 @@ def assert_same_extras_loosely(
     state: Tree, params: Tree, bare_state: Tree, bare_params: Tree
 ) -> None:
     """As `assert_same_extras`, for gradients that agree only up to the rounding of their mean."""
-    structured = structured_params(state, params)
-    expected = structured_params(bare_state, bare_params)
+    structured = minimizer(state, params)
+    expected = minimizer(bare_state, bare_params)
     chex.assert_trees_all_close(structured, expected, rtol=1e-3, atol=1e-4)
     assert_dead_rows_are_exactly_zero(structured)
     assert rj.solver_stats(state).keys() == rj.solver_stats(bare_state).keys()
@@ -679,7 +679,7 @@ def test_an_injected_strength_can_be_changed_between_steps(method: Method) -> No
 
     state.hyperparams["strength"] = jnp.float32(1e6)
     found, state = run(injected, found, grads[:1], state)
-    structured = structured_params(state, found)
+    structured = minimizer(state, found)
     assert not bool(jnp.any(structured["body"]["kernel"]))
     assert bool(jnp.all(structured["body"]["bias"]))
 
@@ -712,9 +712,9 @@ def test_in_a_flax_nnx_optimizer(method: Method) -> None:
     found = nnx.state(model, nnx.Param)
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-6)
     close(nnx.to_pure_dict(found), bare_params)
-    structured = rj.structured_params(optimizer.opt_state, found)
+    structured = rj.structured_params(optimizer.opt_state, found, values="minimizer")
     assert isinstance(structured, nnx.State)
-    close(nnx.to_pure_dict(structured), structured_params(bare_state, bare_params))
+    close(nnx.to_pure_dict(structured), minimizer(bare_state, bare_params))
     assert_dead_rows_are_exactly_zero(nnx.to_pure_dict(structured))
     close(rj.solver_stats(optimizer.opt_state), rj.solver_stats(bare_state))
     nnx.update(model, structured)  # the way to deploy it
@@ -760,8 +760,8 @@ def test_the_state_survives_flax_serialization_and_copies(method: Method) -> Non
 def test_structured_params_and_solver_stats_can_be_jitted(method: Method) -> None:
     _, _, _, params, state = bare(method)
     chex.assert_trees_all_close(
-        structured_params(state, params),
-        rj.structured_params(state, params),
+        minimizer(state, params),
+        rj.structured_params(state, params, values="minimizer"),
         rtol=1e-5,
         atol=1e-7,
     )
@@ -771,4 +771,4 @@ def test_structured_params_and_solver_stats_can_be_jitted(method: Method) -> Non
 def test_structured_params_of_a_foreign_state_say_so() -> None:
     params = layer_params()
     with pytest.raises(ValueError, match="no state of ramda"):
-        rj.structured_params(optax.adam(1e-3).init(params), params)
+        rj.structured_params(optax.adam(1e-3).init(params), params, values="minimizer")

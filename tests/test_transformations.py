@@ -29,9 +29,9 @@ from tests.methods import (
     layer_tx,
     make_step,
     method_id,
+    minimizer,
     needs_eight,
     run,
-    structured_params,
     two_layer_params,
     with_structure,
     without,
@@ -189,11 +189,11 @@ def test_vmap_over_problems_equals_a_loop_over_them(method: Method) -> None:
     step = jax.jit(jax.vmap(make_step(tx)))
     for at in range(2):
         params, state = step(params, state, stack([steps[at] for steps in grads]))
-    structured = jax.jit(jax.vmap(structured_params))(state, params)
+    structured = jax.jit(jax.vmap(minimizer))(state, params)
     for index, problem in enumerate(problems):
         expected, expected_state = run(tx, problem, grads[index])
         close(take(params, index), expected)
-        close(take(structured, index), structured_params(expected_state, expected))
+        close(take(structured, index), minimizer(expected_state, expected))
 
 
 @either_metric
@@ -279,8 +279,8 @@ def test_data_parallel_steps_equal_one_device_with_the_mean_gradient(
         params, state = take((params, state), 0)
     loosely = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
     loosely(jax.device_get(params), jax.device_get(expected))
-    structured = structured_params(state, params)
-    loosely(jax.device_get(structured), jax.device_get(structured_params(expected_state, expected)))
+    structured = minimizer(state, params)
+    loosely(jax.device_get(structured), jax.device_get(minimizer(expected_state, expected)))
     assert not np.any(jax.device_get(structured)["body"]["kernel"][:DEAD])
 
 
@@ -373,7 +373,7 @@ def test_the_sum_of_step_weights_keeps_seven_digits_over_a_million_steps(name: s
     found = (1.0 - float(params)) * metric / strength
     # The float32 subtraction itself leaves 6e-8 / 0.9; the next test shows what a plain sum gives.
     assert abs(found / alpha - 1.0) <= 1e-6
-    np.testing.assert_allclose(structured_params(state, params), params, rtol=1e-5)
+    np.testing.assert_allclose(minimizer(state, params), params, rtol=1e-5)
 
 
 def test_a_plain_float32_sum_of_step_weights_would_fail_the_test_above() -> None:
@@ -408,7 +408,7 @@ def test_with_momentum_one_the_training_iterate_is_the_structured_one(method: Me
     params = layer_params()
     tx = layer_method(method, momentum=1.0)
     params, state = run(tx, params, layer_grads(params, 3))
-    structured = structured_params(state, params)
+    structured = minimizer(state, params)
     close(params, structured)
     chex.assert_trees_all_equal(
         jax.tree.map(lambda x: x == 0.0, params), jax.tree.map(lambda x: x == 0.0, structured)
@@ -424,7 +424,7 @@ def test_the_training_iterate_averages_the_structured_ones(method: Method) -> No
     for grad in layer_grads(params, 4):
         previous = params
         params, state = run(tx, params, [grad], state)
-        structured = structured_params(state, params)
+        structured = minimizer(state, params)
         expected = jax.tree.map(lambda w, h: 0.75 * w + 0.25 * h, previous, structured)
         close(params, expected)
 
@@ -432,7 +432,7 @@ def test_the_training_iterate_averages_the_structured_ones(method: Method) -> No
 @averaging
 def test_structured_params_start_at_the_parameters(method: Method) -> None:
     params = layer_params()
-    chex.assert_trees_all_equal(structured_params(layer_tx(method).init(params), params), params)
+    chex.assert_trees_all_equal(minimizer(layer_tx(method).init(params), params), params)
 
 
 # --------------------------------------------------------------------------------------- edge cases
@@ -450,7 +450,7 @@ def test_an_empty_tree_works(method: Method, regularizer: str) -> None:
     tx = method(choices[regularizer])
     params, state = run(tx, {}, [{}, {}])
     assert params == {}
-    assert structured_params(state, params) == {}
+    assert minimizer(state, params) == {}
     chex.assert_tree_all_finite(jax.tree.leaves(rj.solver_stats(state)))
 
 
@@ -464,7 +464,7 @@ def test_a_scalar_leaf_works(method: Method) -> None:
         params, state = jnp.float32(0.5), tx.init(jnp.float32(0.5))
         for grad in grads:
             params, state = make_step(tx)(params, state, grad)
-        return params, rj.structured_params(state, params)
+        return params, rj.structured_params(state, params, values="minimizer")
 
     regularized = jax.jit(lambda strength: train(rj.by_path([(".*", rj.L1(strength))])))
     trained = {None: jax.jit(lambda: train(None))()}
@@ -498,7 +498,7 @@ def test_a_fully_zero_layer_without_gradient_stays_zero(method: Method) -> None:
     }
     tx = method(rules, learning_rate=LAYER_RATE)
     params, state = run(tx, params, [params] * 2)
-    structured = structured_params(state, params)
+    structured = minimizer(state, params)
     chex.assert_tree_all_finite((params, structured, jax.tree.leaves(rj.solver_stats(state))))
     for name in GROUPS:
         assert not bool(jnp.any(params[name]["dead"]["kernel"])), name
@@ -515,7 +515,7 @@ def test_a_layer_whose_groups_all_vanish_beside_one_whose_groups_all_stay(method
     }
     tx = method(regularizer, learning_rate=LAYER_RATE)
     params, state = run(tx, params, layer_grads(params, 2))
-    structured = structured_params(state, params)
+    structured = minimizer(state, params)
     assert not bool(jnp.any(structured["body"]["kernel"]))
     assert bool(jnp.all(structured["head"]["kernel"]))
 
@@ -546,7 +546,7 @@ def test_a_regularizer_of_strength_zero_is_none(method: Method) -> None:
     tree = {name: {"kernel": psi, "bias": None} for name, psi in NOTHING.items()}
     tx = method(tree, learning_rate=LAYER_RATE)
     found, state = run(tx, copies(params), [copies(grad) for grad in grads])
-    structured = structured_params(state, found)
+    structured = minimizer(state, found)
     for name in NOTHING:
         close(found[name], expected["body"])
         assert bool(jnp.all(structured[name]["kernel"] != 0.0)), name
@@ -562,7 +562,7 @@ def test_a_nuclear_norm_of_strength_zero_is_none(method: Method) -> None:
     expected, _ = run(method(None, learning_rate=LAYER_RATE), params, grads)
     found, state = run(method(rj.NuclearNorm(0.0), learning_rate=LAYER_RATE), params, grads)
     chex.assert_trees_all_close(found, expected, rtol=1e-2, atol=1e-5)
-    rank = np.linalg.matrix_rank(np.asarray(structured_params(state, found)["kernel"]))
+    rank = np.linalg.matrix_rank(np.asarray(minimizer(state, found)["kernel"]))
     assert rank == min(params["kernel"].shape)
 
 
@@ -631,7 +631,7 @@ def test_a_restart_is_a_fresh_optimizer_at_the_current_parameters(method: Method
         found, state = run(staged, found, [grad], state)
         expected, stage_state = run(fresh, expected, [grad], stage_state)
         close(found, expected)
-        close(structured_params(state, found), structured_params(stage_state, expected))
+        close(minimizer(state, found), minimizer(stage_state, expected))
 
 
 def test_the_decay_of_eps_at_a_restart_can_be_chosen_and_matters() -> None:

@@ -148,7 +148,7 @@ def test_variables_of_nnx_and_boxes_of_linen_leave_no_trace():
         assert jax.tree.structure(updates) == jax.tree.structure(params)
         assert f"residual/{name}" in rj.solver_stats(state)
         assert f"{name}/zero_groups" in rj.summary(params, LASSO)
-        structured = rj.structured_params(state, params)
+        structured = rj.structured_params(state, params, values="minimizer")
         assert jax.tree.structure(structured) == jax.tree.structure(params)
 
 
@@ -190,7 +190,7 @@ def test_what_only_looks_like_a_wrapper_is_none():
     tx = rj.ramda(0.1, rj.by_path([("value$", LASSO), (".*", None)]))
     updates, state = tx.update(params, tx.init(params), params)
     assert isinstance(updates["layer"], Mimic)
-    assert isinstance(rj.structured_params(state, params)["layer"], Mimic)
+    assert isinstance(rj.structured_params(state, params, values="minimizer")["layer"], Mimic)
 
 
 # What a leaf may be.
@@ -260,7 +260,9 @@ def test_numbers_of_python_are_parameters(method):
     ):
         np.testing.assert_array_equal(x, y)
     assert updates["scale"] != 0
-    structured = rj.structured_params(state, optax.apply_updates(params, updates))
+    structured = rj.structured_params(
+        state, optax.apply_updates(params, updates), values="minimizer"
+    )
     assert np.isfinite(structured["scale"])
 
 
@@ -313,7 +315,13 @@ def test_everything_works_under_strict_promotion(name, kind):
             updates, state = tx.update(grads, tx.init(params), params)
             new = optax.apply_updates(params, updates)
             updates, state = tx.update(grads, state, new)
-            found.append((updates, rj.structured_params(state, new), rj.solver_stats(state)))
+            found.append(
+                (
+                    updates,
+                    rj.structured_params(state, new, values="minimizer"),
+                    rj.solver_stats(state),
+                )
+            )
         return found, rj.summary(params, psi), rj.objective(jnp.zeros([], dtype), params, psi)
 
     with contextlib.ExitStack() as stack:
@@ -383,7 +391,15 @@ def test_strict_promotion_changes_no_number(kind):
             updates, state = tx.update(grads, state, params)
             stats, summary = rj.solver_stats(state), rj.summary(params, psi)
             measures = rj.group_sparsity(params, psi), rj.low_rank_level(params, psi)
-            results.append((updates, rj.structured_params(state, params), stats, summary, measures))
+            results.append(
+                (
+                    updates,
+                    rj.structured_params(state, params, values="minimizer"),
+                    stats,
+                    summary,
+                    measures,
+                )
+            )
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -399,7 +415,7 @@ def test_parameters_in_eight_bits_take_group_norms_and_their_zeros(method, name)
     def run(params, grads):
         tx = make()
         updates, state = tx.update(grads, tx.init(params), params)
-        return updates, rj.structured_params(state, params), state.method
+        return updates, rj.structured_params(state, params, values="minimizer"), state.method
 
     updates, structured, accumulators = run(params, grads)
     assert {x.dtype for x in jax.tree.leaves((updates, structured))} == {jnp.dtype(dtype)}

@@ -140,6 +140,14 @@ class Regularizer(abc.ABC):
         """Which groups of x are exactly zero; bool, the shape of `group_norms(x)`."""
         return self.group_norms(x) == 0
 
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        """x moved to the nearest point that has as much structure as `model`: as many zero groups, as low a rank.
+
+        How much is taken from `model`, which of it from x; no value of `model` is, and no strength. The shape and dtype
+        of x, whatever those of `model`; exact in that dtype. A regularizer that does not say how returns `model`.
+        """
+        return model.astype(x.dtype)
+
     def check(self, path: str, shape: tuple[int, ...]) -> None:  # noqa: B027 (most apply to any shape)
         """Raise ValueError naming path and shape if psi cannot apply to an array of this shape."""
 

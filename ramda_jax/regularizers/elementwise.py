@@ -28,6 +28,10 @@ class Elementwise(base.Regularizer):
     def group_norms(self, x: chex.Array) -> chex.Array:
         return jnp.abs(x)
 
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        kept = _numerics.largest(jnp.abs(x), jnp.sum(model != 0))
+        return jnp.where(kept, x, jnp.zeros_like(x))
+
     def separable_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(range(len(shape)))
 
@@ -230,3 +234,10 @@ class Binarize(Elementwise):
         sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
         # Where |x| < 1 the shrunk distance may not cross zero: |x| + step strength stops at 1 anyway.
         return sign * (1 + _numerics.soft_threshold(jnp.abs(x) - 1, step * self.strength))
+
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        # As many entries at -1 or 1 as in `model`: those that are nearest. The others stay.
+        distance = jnp.abs(jnp.abs(_numerics.widened(x)) - 1)
+        free = _numerics.largest(distance, jnp.sum(jnp.abs(model) != 1))
+        sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
+        return jnp.where(free, x, sign)

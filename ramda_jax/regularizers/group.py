@@ -132,6 +132,18 @@ class GroupNorm(base.Regularizer):
     def zero_groups(self, x: chex.Array) -> chex.Array:
         return jnp.all(x == 0, axis=self.axes(x.ndim))
 
+    def _kept_groups(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        """Which groups of x are its largest, as many as `model` has that are not zero; in the keepdims layout.
+
+        All groups of an array are of one size, so norms are compared as they are.
+        """
+        return _numerics.largest(
+            self._norms(_numerics.widened(x)), jnp.sum(~self.zero_groups(model))
+        )
+
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        return jnp.where(self._kept_groups(x, model), x, jnp.zeros_like(x))
+
 
 def _shrink_groups(x: chex.Array, norms: chex.Array, level: chex.Numeric) -> chex.Array:
     """(1 - level / ||x_g||)_+ x_g, exactly 0 where ||x_g|| <= level."""
@@ -221,6 +233,14 @@ class SparseGroupLasso(GroupNorm):
 
     def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
         return Numbers(step * self.l1, step * self.group * self.weight(group_size))
+
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        """First as many groups as in `model`, then as many entries of these; the largest of each kept group is one."""
+        kept = self._kept_groups(x, model)
+        sizes = jnp.where(kept, jnp.abs(_numerics.widened(x)), 0.0)
+        first = kept & (sizes == jnp.max(sizes, axis=self.axes(x.ndim), keepdims=True, initial=0.0))
+        entries = _numerics.largest(jnp.where(first, jnp.inf, sizes), jnp.sum(model != 0))
+        return jnp.where(kept & entries, x, jnp.zeros_like(x))
 
 
 @base.regularizer

@@ -203,3 +203,12 @@ class NuclearNorm(base.Regularizer):
     def rank(self, x: chex.Array) -> chex.Array:
         """Number of singular values that are not zero to rounding, of all matrices; 0-d int."""
         return jnp.sum(~self.zero_groups(x))
+
+    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+        """The truncated singular value decomposition of each matrix, at the rank of `model`'s."""
+        matrix = self.matrix(x)
+        rank = jnp.sum(~self.zero_groups(model), axis=-1, keepdims=True)
+        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        kept = jnp.where(jnp.arange(s.shape[-1]) < rank, s, jnp.zeros_like(s))
+        cut = jnp.where(rank[..., None] < s.shape[-1], (u * kept[..., None, :]) @ vt, matrix)
+        return _numerics.cut_like(self._like(cut, x), x)

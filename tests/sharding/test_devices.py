@@ -88,7 +88,7 @@ def train(step, params, state, batches):
 def on_one_device(make, params, batches):
     tx = make()
     params, state = train(jax.jit(step_of(tx)), params, tx.init(params), batches)
-    return params, rj.structured_params(state, params), rj.solver_stats(state)
+    return params, rj.structured_params(state, params, values="minimizer"), rj.solver_stats(state)
 
 
 def by_jit(make, params, batches):
@@ -99,7 +99,12 @@ def by_jit(make, params, batches):
     state = jax.jit(tx.init, out_shardings=rj.state_sharding(tx, params))(params)
     batches = [jax.device_put(batch, rows) for batch in batches]
     params, state = train(jax.jit(step_of(tx)), params, state, batches)
-    return params, rj.structured_params(state, params), rj.solver_stats(state), replicas(params)
+    return (
+        params,
+        rj.structured_params(state, params, values="minimizer"),
+        rj.solver_stats(state),
+        replicas(params),
+    )
 
 
 def by_shard_map(make, params, batches):
@@ -115,7 +120,12 @@ def by_shard_map(make, params, batches):
         out_specs=(P(), specs),
     )
     params, state = train(jax.jit(step), params, state, batches)
-    return params, rj.structured_params(state, params), rj.solver_stats(state), replicas(params)
+    return (
+        params,
+        rj.structured_params(state, params, values="minimizer"),
+        rj.solver_stats(state),
+        replicas(params),
+    )
 
 
 def by_pmap(make, params, batches):
@@ -126,7 +136,9 @@ def by_pmap(make, params, batches):
     state = jax.pmap(tx.init, axis_name="data")(params)
     step = jax.pmap(step_of(tx, average_in_pmap), axis_name="data")
     params, state = train(step, params, state, batches)
-    structured = jax.pmap(rj.structured_params, axis_name="data")(state, params)
+    structured = jax.pmap(
+        functools.partial(rj.structured_params, values="minimizer"), axis_name="data"
+    )(state, params)
     stats = {name: value[0] for name, value in rj.solver_stats(state).items()}
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
     copies = [np.asarray(x) for x in jax.tree.leaves(params)]
@@ -272,7 +284,7 @@ def uncut(case):
     make, params, grads = cut_problem(case)
     tx = make()
     params, state = train_on(tx, params, tx.init(params), grads)
-    return params, rj.structured_params(state, params), rj.solver_stats(state)
+    return params, rj.structured_params(state, params, values="minimizer"), rj.solver_stats(state)
 
 
 @pytest.mark.parametrize(("case", "kind"), CUT_ON, ids=str)
@@ -296,7 +308,7 @@ def test_cut_parameters_give_the_same_and_everything_keeps_its_sharding(case, ki
             assert is_laid(state, shardings)
             assert is_laid(there, jax.tree.map(lambda x: x.sharding, params))
             assert_close(there, one, 1e-10)
-            assert_close(rj.structured_params(state, there), structured, 1e-10)
+            assert_close(rj.structured_params(state, there, values="minimizer"), structured, 1e-10)
             stats_there = rj.solver_stats(state)
         assert stats_there["iterations"] == stats["iterations"]
         np.testing.assert_allclose(

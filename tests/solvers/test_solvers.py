@@ -76,7 +76,7 @@ def theirs(psi):
 def test_every_solver_finds_the_minimiser(psi, solver):
     state, params, _ = state_after(psi, solver=solver)
     v, x0, d, w = pieces_of(state.method)
-    what = np.asarray(rj.structured_params(state, params)["kernel"])
+    what = np.asarray(rj.structured_params(state, params, values="minimizer")["kernel"])
     expected = reference.solve_subproblem(v, x0, d, w, theirs(psi))
     np.testing.assert_allclose(what, expected, atol=1e-6 * np.abs(expected).max())
     if not isinstance(psi, rj.NuclearNorm):
@@ -137,7 +137,7 @@ def test_newton_is_more_accurate_than_the_papers_solver_at_its_stopping_rule():
     for name, solver in {"newton": rj.Newton(), "paper": rj.ProximalGradient()}.items():
         state, params, _ = state_after(psi, 5, solver, "float32")
         v, x0, d, w = pieces_of(state.method)
-        what = np.asarray(rj.structured_params(state, params)["kernel"])
+        what = np.asarray(rj.structured_params(state, params, values="minimizer")["kernel"])
         expected = reference.solve_subproblem(v, x0, d, w, theirs(psi))
         errors[name] = np.linalg.norm(what - expected) / np.linalg.norm(expected)
     assert errors["newton"] <= 1e-5
