@@ -72,7 +72,7 @@ class Bench:
     def network(self) -> Network:
         return rj.network(nnx.merge(self.graph, self.params), jnp.ones((1, WIDTHS[0])))
 
-    def assignment(self, name: str, psi: rj.Regularizer) -> Any:
+    def assignment(self, name: str, psi: Any) -> Any:
         return self.network().channels(psi) if "coupled" in name else rj.kernels(psi)
 
     @functools.cached_property

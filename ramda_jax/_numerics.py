@@ -63,6 +63,20 @@ def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
+def as_bits(x: chex.Array) -> chex.Array:
+    """The bits of floats >= 0, in their order; those of a NaN without its sign."""
+    x = widened(x)
+    kind = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(x, kind)
+    return bits & jnp.iinfo(kind).max
+
+
+def as_floats(bits: chex.Array) -> chex.Array:
+    """The inverse of `as_bits`."""
+    kind = jnp.float64 if bits.dtype == jnp.int64 else jnp.float32
+    return jax.lax.bitcast_convert_type(bits, kind)
+
+
 @jax.jit
 def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
     """Which `count` entries of `sizes` >= 0 are the largest; of equals the first. A NaN is larger than any number.
@@ -75,25 +89,23 @@ def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
       sizes: of any shape.
       count: 0-d int; up to 0: none, from the size: all.
     """
-    dtype = at_least_float32(sizes.dtype)
-    integer = jnp.dtype(f"int{8 * dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(jnp.abs(sizes.astype(dtype)), integer)
+    bits = as_bits(sizes)
+    integer = bits.dtype
     count = jnp.asarray(count, integer)
     zero = 0 * (count + jnp.max(bits, initial=0))  # of a type that varies over devices as they do
     number = lambda mask: jnp.sum(mask, dtype=integer)
 
-    def bitwise(length: int, holds: Callable[[chex.Array], chex.Array]) -> chex.Array:
-        """The largest integer of this length for which `holds`, which is true of 0 and changes once."""
+    def bitwise(width: int, holds: Callable[[chex.Array], chex.Array]) -> chex.Array:
+        """The largest integer of so many bits for which `holds`, which is true of 0 and changes once."""
 
         def try_bit(k: chex.Array, found: chex.Array) -> chex.Array:
-            tried = found | jnp.left_shift(
-                jnp.ones_like(found), jnp.asarray(length - 1 - k, integer)
-            )
+            bit = jnp.left_shift(jnp.ones_like(found), jnp.asarray(width - 1 - k, integer))
+            tried = found | bit
             return jnp.where(holds(tried), tried, found)
 
-        return jax.lax.fori_loop(0, length, try_bit, zero)
+        return jax.lax.fori_loop(0, width, try_bit, zero)
 
-    least = bitwise(8 * dtype.itemsize - 1, lambda t: number(bits >= t) >= count)
+    least = bitwise(jnp.iinfo(integer).bits - 1, lambda t: number(bits >= t) >= count)
     above, equal = bits > least, bits == least
     place = jnp.zeros(sizes.shape, integer)
     for axis, length in enumerate(sizes.shape):

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ramda_jax._numerics import as_bits, as_floats
 from ramda_jax.subproblem import Names
 
 
@@ -48,20 +49,6 @@ class Answer(NamedTuple):
 
     low: chex.Array
     high: chex.Array
-
-
-def as_bits(x: chex.Array) -> chex.Array:
-    """The bits of floats >= 0, in their order; those of a NaN without its sign."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    kind = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-    bits = jax.lax.bitcast_convert_type(x, kind)
-    return bits & jnp.iinfo(kind).max
-
-
-def as_floats(bits: chex.Array) -> chex.Array:
-    """The inverse of `as_bits`."""
-    kind = jnp.float64 if bits.dtype == jnp.int64 else jnp.float32
-    return jax.lax.bitcast_convert_type(bits, kind)
 
 
 def counted(scores: Sequence[Scores], masks: Sequence[chex.Array]) -> list[chex.Array]:

@@ -392,7 +392,7 @@ CUT_SHAPES = {
 
 
 def cut_transformation(placement=None):
-    neurons = rj.coupled({"neuron": [("gate", -1), ("down", -2)]}, rj.GroupLasso(0.45))
+    neurons = rj.coupled({"neuron": [("gate", -1), ("down", -2)]}, rj.GroupLasso(0.7))
     rules = [(name, psi) for name, psi in CUT.items() if psi is not None]
     return rj.ramda(0.1, rj.by_path([*rules, ("", neurons)]), momentum=0.3, placement=placement)
 

@@ -66,7 +66,7 @@ def at_a_fraction(make, rules=mixed, **options):
         tx = make(rules(functools.partial(rj.TargetSparsity, fraction, mode="exact", **options)))
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        return params, state, rj.structured_params(state, params)
+        return params, state, rj.structured_params(state, params, values="minimizer")
 
     start = make(rules(functools.partial(rj.TargetSparsity, 0.5, mode="exact", **options))).init
     return start, jax.jit(step)
@@ -116,7 +116,7 @@ def trained(target, make=METHODS["ramda"], steps=6, psi=rj.GroupLasso):
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        return params, state, rj.structured_params(state, params)
+        return params, state, rj.structured_params(state, params, values="minimizer")
 
     rows = []
     for seed in range(steps):
@@ -142,7 +142,7 @@ def test_groups_that_nothing_moved_are_zero_without_any_strength():
     tx = rj.ramda(0.1, rj.GroupLasso(rj.TargetSparsity(0.0, mode="exact")))
     params = {"kernel": jnp.ones((6, 2)).at[:2].set(0.0)}
     _, state = tx.update(params, tx.init(params), params)
-    structured = rj.structured_params(state, params)["kernel"]
+    structured = rj.structured_params(state, params, values="minimizer")["kernel"]
     np.testing.assert_array_equal(np.any(structured, 1), [False, False, True, True, True, True])
     assert rj.solver_stats(state)["strength/kernel"] == 0
 
@@ -209,7 +209,7 @@ def settled(make, **options):
         loss = lambda p: 0.5 * jnp.mean(jnp.sum((x @ p["kernel"] - y) ** 2, -1))
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
-        return params, state, rj.structured_params(state, params)
+        return params, state, rj.structured_params(state, params, values="minimizer")
 
     state, rows = tx.init(params), []
     for t in range(STEPS):

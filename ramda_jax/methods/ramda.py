@@ -123,8 +123,8 @@ def ramda(
       W^t    = (1 - c_t) W^{t-1} + c_t What_t
 
     It must be the last transformation of a chain: what comes after it would move the parameters off the structure.
-    The structured point is What_t (`structured_params`); W^t gets its zeros where c_t reaches 1
-    (`final_momentum_schedule`). With regularizer=None this is MADGRAD. Gradients that are not finite make the
+    W^t gets the zeros of What_t where c_t reaches 1 (`stages`, `final_momentum_schedule`); `structured_params` is a point
+    with zeros to deploy at any time. With regularizer=None this is MADGRAD. Gradients that are not finite make the
     parameters NaN, as in Adam, and the residual in `solver_stats` where they are regularized; wrap in
     `optax.apply_if_finite` to skip such steps.
 

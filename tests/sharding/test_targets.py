@@ -39,7 +39,7 @@ def step_of(tx):
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        return params, state, rj.structured_params(state, params)
+        return params, state, rj.structured_params(state, params, values="minimizer")
 
     return step
 
