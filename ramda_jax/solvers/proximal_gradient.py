@@ -67,7 +67,7 @@ class ProximalGradient(_KeepsSolution):
 
     Z_j = prox_{theta w psi}(Z_{j-1} - theta (v + D (Z_{j-1} - x0))), theta = 1 / max D (half of it if psi is nonconvex),
     from W^{t-1}. Per block. It keeps one array of the block's size, What,
-    which `structured_params` returns.
+    which `structured_params(..., values="minimizer")` returns.
 
     Args:
       max_iterations: at most; >= 1.
