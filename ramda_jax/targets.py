@@ -49,8 +49,8 @@ class TargetSparsity(ScoredStrength):
     Args:
       fraction: of what `of` counts that is to be zero, in [0, 1]: a number or a 0-d array. 0 is no strength at all; groups
         that nothing ever moved from zero are zero all the same.
-      of: "groups"; "params": a group counts as often as it has entries; "flops": of a network, through its assignments
-        (`rj.network(...).inputs`, `.channels`) and with scope="tree".
+      of: "groups"; "params": a group counts as often as it has entries; "flops": what a network takes without them, as
+        `rj.compact(...).report()` has it; for `rj.network(...).channels`, with scope="tree".
       scope: "layer": every block has a strength of its own, and the fraction; "tree": one strength for all blocks with this
         target, and the fraction in all of them together. Layers' strengths differ a hundredfold: one for all may kill whole
         layers.
@@ -122,7 +122,7 @@ class TargetSparsity(ScoredStrength):
 
     def __repr__(self) -> str:
         """As one would type it."""
-        fields = dataclasses.fields(self)
+        fields = dataclasses.fields(TargetSparsity)
         given = [f for f in fields[1:] if self._of(f.name) is not f.default]
         texts = [f"{self.fraction!r}", *(f"{f.name}={self._of(f.name)!r}" for f in given)]
         return f"TargetSparsity({', '.join(texts)})"
@@ -141,6 +141,30 @@ class TargetSparsity(ScoredStrength):
             return fraction * _numerics.evaluate(self.ramp, count)
         left = 1 - jnp.minimum((_numerics.as_scalar(count) + 1) / self.ramp, 1)
         return fraction * (1 - left * left * left)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Priced(TargetSparsity):
+    """A target of FLOPs, with what they are.
+
+    Attributes:
+      price: static, hashable: `network.price.Price`.
+    """
+
+    price: Any = None
+
+
+def wants_price(strength: Any) -> bool:
+    """Whether a strength is a target of FLOPs."""
+    return isinstance(strength, TargetSparsity) and strength.of == "flops"
+
+
+def priced(strength: Any, price: Any) -> Any:
+    """The strength; a target of FLOPs with what they are."""
+    if not wants_price(strength):
+        return strength
+    fields = {f.name: getattr(strength, f.name) for f in dataclasses.fields(TargetSparsity)}
+    return _Priced(**fields, price=price)
 
 
 _CHOICES = {
@@ -170,6 +194,8 @@ class Rule:
       multiple_of: the living groups of each are rounded up to a multiple of this.
       settles: whether there is a mask.
       total: of what is counted.
+      price: what dead groups are worth, where they do not count by `sizes`: `removed` of it, of counts by place.
+      places: of the blocks in it.
     """
 
     blocks: tuple[int, ...]
@@ -179,6 +205,8 @@ class Rule:
     multiple_of: int
     settles: bool
     total: int
+    price: Any = None
+    places: tuple[int, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -201,23 +229,28 @@ class Rule:
 
     def amount(self, counts: Sequence[chex.Array]) -> chex.Array:
         """What dead groups, so many in each block, count together; an int32 unless that is too small."""
+        if self.price is not None:
+            return self.price.removed(dict(zip(self.places, counts, strict=True)))
         dtype = self._dtype
         rows = zip(counts, self.sizes, strict=True)
         return sum((c.astype(dtype) * size for c, size in rows), jnp.zeros([], dtype))
 
     @property
     def _dtype(self) -> Any:
-        return jnp.dtype(jnp.int32) if self.total < 2**31 else _numerics.scalar_dtype()
+        small = self.total < 2**31 and self.price is None
+        return jnp.dtype(jnp.int32) if small else _numerics.scalar_dtype()
 
     @property
     def is_single(self) -> bool:
         """Whether it is of one block, all of whose groups count the same."""
-        return len(self.blocks) == 1
+        return len(self.blocks) == 1 and self.price is None
 
     def target(self, fraction: chex.Array) -> chex.Array:
         """The amount that is wanted; of a single block, the number of its groups."""
         if self.is_single:
             return self.dead(0, jnp.round(fraction * self.numbers[0]).astype(jnp.int32))
+        if self.price is not None:
+            return fraction
         return jnp.round(fraction * self.total).astype(self._dtype)
 
     def question(self, at: tuple[int, ...], fraction: chex.Array) -> Question:
@@ -348,22 +381,42 @@ def _rule(target: TargetSparsity, places: Sequence[int], blocks: Sequence[Block]
     sizes = [1] * len(own)
     if target.of == "params":
         sizes = [math.prod(b.shape) // max(n, 1) for b, n in zip(own, numbers, strict=True)]
-    elif target.of == "flops":
-        raise ValueError(
-            'TargetSparsity(of="flops") needs to know the network: use it in net = rj.network(...), net.channels(...) or '
-            "net.inputs(...)."
-        )
+    price, at = getattr(target, "price", None), ()
+    if target.of == "flops":
+        if price is None:
+            raise ValueError(
+                f'TargetSparsity(of="flops") of {own[0].name!r} needs to know the network: give the regularizer to '
+                "net.channels of net = rj.network(...)."
+            )
+        at = tuple(price.names.index(block.name) for block in own)
     # What is meant by 0.3 of 10 is 3.
     alive = tuple(math.ceil(target.min_alive * n - 1e-6) for n in numbers)
-    return Rule(
+    rule = Rule(
         tuple(places),
         tuple(numbers),
         tuple(sizes),
         alive,
         target.multiple_of,
         target.mode == "settle",
-        sum(n * size for n, size in zip(numbers, sizes, strict=True)),
+        1 if price else sum(n * size for n, size in zip(numbers, sizes, strict=True)),
+        price,
+        at,
     )
+    if price is not None:
+        _check_reachable(rule, target)
+    return rule
+
+
+def _check_reachable(rule: Rule, target: TargetSparsity) -> None:
+    """Raise ValueError if even with all channels dead that may die too little is gone."""
+    wanted = _number(target.fraction)
+    with jax.ensure_compile_time_eval():
+        most = float(rule.amount([jnp.asarray(rule.most(k)) for k in range(len(rule.blocks))]))
+    if wanted is not None and wanted > most:
+        raise ValueError(
+            f"TargetSparsity.fraction must be in [0, {most:.3g}], got {wanted!r}: the channels that may die make no more "
+            "of the network's FLOPs."
+        )
 
 
 def _settle_step(target: TargetSparsity, stages: tuple[int, ...]) -> int | None:

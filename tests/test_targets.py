@@ -428,3 +428,54 @@ def test_states_go_through_pickle_tree_maps_and_injection():
     assert all(jax.tree.leaves(same))
     _, state = step(layer(2), again, params)
     assert rj.solver_stats(state)["dead/a/kernel"] == 32
+
+
+# FLOPs.
+
+
+def convnet(params, x):
+    """Two convolutions, a shortcut between channels, a dense layer after flattening."""
+    conv = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = jax.nn.relu(conv(x, params["one"]))
+    x = x + jax.nn.relu(conv(x, params["two"]))
+    x = jax.nn.relu(conv(x, params["three"]))
+    return jax.nn.relu(x.reshape(len(x), -1) @ params["four"]) @ params["five"]
+
+
+CONVNET = {
+    "one": (3, 3, 3, 48),
+    "two": (3, 3, 48, 48),
+    "three": (3, 3, 48, 64),
+    "four": (16 * 64, 100),
+    "five": (100, 10),
+}
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_flops_are_those_of_the_compact_network(fraction):
+    params, x = draw(0, CONVNET), jnp.ones((1, 4, 4, 3))
+    net = rj.network(convnet, params, x)
+    target = rj.TargetSparsity(fraction, of="flops", scope="tree", mode="exact", min_alive=0.1)
+    tx = rj.rmda(0.1, net.channels(rj.GroupLasso(target)))
+    state = tx.init(params)
+    for seed in range(2):
+        updates, state = jax.jit(tx.update)(draw(1 + seed, CONVNET), state, params)
+        params = optax.apply_updates(params, updates)
+    small = rj.compact(convnet, rj.structured_params(state, params), x)
+    report = small.report()
+    left = report.flops / report.flops_before
+    assert abs(1 - left - fraction) <= 0.02
+    told = [v for k, v in rj.solver_stats(state).items() if k.startswith("fraction/")]
+    np.testing.assert_allclose(told, 1 - left, atol=0.005)
+
+
+def test_flops_that_no_dead_channel_takes_away_cannot_be_asked_for():
+    skipping = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"] + x @ p["skip"]
+    params = draw(0, {"up": (30, 10), "down": (10, 30), "skip": (30, 30)})
+    net = rj.network(skipping, params, jnp.ones((1, 30)))
+    make = functools.partial(rj.TargetSparsity, of="flops", scope="tree", mode="exact")
+    rj.rmda(0.1, net.channels(rj.GroupLasso(make(0.39)))).init(params)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 0.4\], got 0.5"):
+        rj.rmda(0.1, net.channels(rj.GroupLasso(make(0.5)))).init(params)

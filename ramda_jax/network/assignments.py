@@ -1,6 +1,7 @@
 """From what a network is to what is regularized together: assignments for any method."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,13 @@ import jax
 
 from ramda_jax.assignment import Assignment, Parameter
 from ramda_jax.network.flow import IN
+from ramda_jax.network.price import Price
 from ramda_jax.network.roles import INPUT, OUT, SCAN, STACK, WINDOW, Cell, Roles
 from ramda_jax.network.spaces import Space
 from ramda_jax.network.trace import Leaf, bare
 from ramda_jax.regularizers import GroupNorm, NuclearNorm, Regularizer
 from ramda_jax.subproblem import Block, Member, View, several, single
+from ramda_jax.targets import priced
 
 
 class Entry(NamedTuple):
@@ -37,6 +40,7 @@ class FromNetwork(Assignment):
 
     entries: tuple[Entry, ...]
     regularizer: Regularizer
+    price: Price | None = None
 
     def blocks(self, params: Sequence[Parameter]) -> list[Block]:
         by_path = {bare(p.path): p for p in params}
@@ -63,9 +67,11 @@ class FromNetwork(Assignment):
                     f"{param.path!r} has shape {param.shape}, but the network was seen with {shape}."
                 )
             members.append(Member(param.leaf, param.path, param.shape, view))
-        if isinstance(self.regularizer, GroupNorm):
-            return several(entry.name, members, self.regularizer)
         psi = self.regularizer
+        if self.price is not None:
+            psi = jax.tree.map(functools.partial(priced, price=self.price), psi)
+        if isinstance(psi, GroupNorm):
+            return several(entry.name, members, psi)
         if isinstance(psi, NuclearNorm) and entry.rows is not None:
             psi = dataclasses.replace(psi, row_axes=entry.rows, stack_axes=entry.stack)
         if members[0].is_plain:
@@ -83,11 +89,13 @@ class FromNetwork(Assignment):
             )
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return (self.regularizer,), self.entries
+        return (self.regularizer,), (self.entries, self.price)
 
     @classmethod
-    def tree_unflatten(cls, entries: Any, children: Any) -> "FromNetwork":
-        return cls(entries, *children)
+    def tree_unflatten(cls, static: Any, children: Any) -> "FromNetwork":
+        entries, price = static
+        (regularizer,) = children
+        return cls(entries, regularizer, price)
 
 
 def inputs(

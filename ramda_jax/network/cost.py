@@ -67,18 +67,18 @@ def cost(
     values: Sequence[Any] | None,
 ) -> Cost:
     """See `Network.cost`; `values`: the parameters, or None."""
-    needed = None if values is None else _needed(leaves, found, values)
+    wanted = None if values is None else needed(leaves, found, values)
     arrays = {}
     for k, (leaf, role) in enumerate(zip(leaves, every, strict=True)):
         size = int(np.prod(leaf.shape))
         flops = sum(uses[u].operations for u in role.products)
-        share = 1.0
-        if values is not None and needed is not None:
-            share = _share(np.asarray(values[k]) != 0, role, needed[k])
-        now = round(size * share)
+        left = 1.0
+        if values is not None and wanted is not None:
+            left = share(np.asarray(values[k]) != 0, role, wanted[k])
+        now = round(size * left)
         width = np.dtype(leaf.dtype).itemsize
         arrays[leaf.path] = ArrayCost(
-            size, now, size * width, now * width, flops, round(flops * share)
+            size, now, size * width, now * width, flops, round(flops * left)
         )
     names = [f.name for f in dataclasses.fields(ArrayCost)]
     sums = {name: sum(getattr(c, name) for c in arrays.values()) for name in names}
@@ -87,7 +87,7 @@ def cost(
     return Cost(**sums, arrays=arrays, other_flops=other)
 
 
-def _needed(
+def needed(
     leaves: Sequence[Leaf], found: Sequence[Space], values: Sequence[Any]
 ) -> list[np.ndarray]:
     """Of every parameter, which entries make a channel that somebody reads; bool."""
@@ -119,7 +119,7 @@ def _rows(slices: Slices, mask: np.ndarray) -> np.ndarray:
     return np.transpose(part, (*axes, *others)).reshape(slices.number, -1)
 
 
-def _share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
+def share(nonzero: np.ndarray, role: Roles, needed: np.ndarray) -> float:
     """Which share of a parameter is left: of every matrix of its cells, living rows by living columns."""
     if not role.products or role.trouble:
         return 1.0

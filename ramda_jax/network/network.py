@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,9 +18,11 @@ from ramda_jax.network import spaces as channel_spaces
 from ramda_jax.network.assignments import FromNetwork
 from ramda_jax.network.compaction import Compact, compact
 from ramda_jax.network.cost import Cost
+from ramda_jax.network.price import price
 from ramda_jax.network.spaces import Space
 from ramda_jax.network.trace import Program, bare, called, is_array, nnx_module, nnx_with, trace
 from ramda_jax.regularizers import GroupNorm, Regularizer
+from ramda_jax.targets import wants_price
 
 
 class Network:
@@ -134,7 +137,13 @@ class Network:
           ValueError: for another regularizer, and if there is no channel, with the reasons.
         """
         _check_heads(heads)
-        return assignments.channels(self._spaces(heads, tied), regularizer, writers=writers)
+        found = self._spaces(heads, tied)
+        made = assignments.channels(found, regularizer, writers=writers)
+        if not any(map(wants_price, jax.tree.leaves(regularizer))):
+            return made
+        usable = [space for space in found if not space.others]
+        known = (self._program.leaves, self._roles, self._flow.uses, self._flow.other)
+        return dataclasses.replace(made, price=price(*known, usable))
 
     def cost(self, params: chex.ArrayTree | None = None) -> Cost:
         """FLOPs, parameters and bytes, with the zeros that params have now; per array and in all.
