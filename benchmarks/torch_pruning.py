@@ -255,10 +255,12 @@ class Cut(NamedTuple):
 
     Attributes:
       parameters: before and after.
+      products: before over after, of one example.
       calls: whole and cut, of a batch with channels last; each waits for its result.
     """
 
     parameters: tuple[int, int]
+    products: float
     calls: Sequence[Callable[[Any], np.ndarray]]
 
 
@@ -270,7 +272,8 @@ def by_compact(apply: Callable[..., Any], params: Any, example: Any) -> Cut:
         lambda x: np.asarray(whole(params, x)),
         lambda x: np.asarray(cut(small.params, x)),
     )
-    return Cut((report.parameters_before, report.parameters), calls)
+    products = report.flops_before / report.flops
+    return Cut((report.parameters_before, report.parameters), products, calls)
 
 
 def by_torch_pruning(torch: Any, tp: Any, model: Any, example: Any) -> Cut:
@@ -284,14 +287,16 @@ def by_torch_pruning(torch: Any, tp: Any, model: Any, example: Any) -> Cut:
         kept: dict[int, Any] = {}
 
         def run(x: Any) -> np.ndarray:
-            # The layout is changed once, outside of what is measured.
-            tensor = kept.setdefault(id(x), first(x))
+            # The layout is changed once, outside of what is measured: batches are of the same examples.
+            if len(x) not in kept:
+                kept[len(x)] = first(x)
             with torch.inference_mode():
-                return m(tensor).numpy()
+                return m(kept[len(x)]).numpy()
 
         return run
 
-    return Cut((count(model), count(small)), (call(model), call(small)))
+    before, after = (tp.utils.count_ops_and_params(m, first(example))[0] for m in (model, small))
+    return Cut((count(model), count(small)), before / after, (call(model), call(small)))
 
 
 def row(name: str, cut: Cut, x: Any, turns: int) -> list[str]:
@@ -303,8 +308,9 @@ def row(name: str, cut: Cut, x: Any, turns: int) -> list[str]:
     both = [1e3 * statistics.median(part) for part in zip(*times, strict=True)]
     before, after = cut.parameters
     left = f"{before:,} -> {after:,} ({after / before:.1%})"
+    products = f"{cut.products:.2f}"
     milliseconds = " -> ".join(f"{t:.2f}" for t in both)
-    return [name, left, f"{error:.0e}", str(len(x)), milliseconds, ratio]
+    return [name, left, products, f"{error:.0e}", str(len(x)), milliseconds, ratio]
 
 
 def main() -> None:
@@ -319,7 +325,8 @@ def main() -> None:
     print(", ".join(f"{name} {number}" for name, number in versions.items()), end="; ")
     kind, threads = jax.devices()[0].device_kind, torch.get_num_threads()
     print(f"{kind}, {threads} threads of Torch; {args.share:.0%} zero")
-    words = ("network", "zeros", "by", "parameters", "error", "batch", "ms", "time, before / after")
+    words = ["network", "zeros", "by", "parameters", "products, before / after"]
+    words += ["error", "batch", "ms", "time, before / after"]
     print(f"| {' | '.join(words)} |\n|{' --- |' * len(words)}")
     for name in args.networks:
         network = NETWORKS[name]

@@ -201,9 +201,7 @@ def compacted(task: Task, variables: Variables, inputs: Any, multiple_of: int = 
         one = cut(1)
         try:
             jax.eval_shape(one.apply, one.params, rows(inputs, 2), task.memory(2))
-        except (
-            ValueError
-        ):  # such as indexing along an axis, which one example has a way of its own for
+        except ValueError:  # indexing along an axis, say, has a way of its own for one example
             return Smaller(one, cut(2))
         return Smaller(one, one)
     except ValueError as error:  # the library's message says which parameter, and why
@@ -218,9 +216,6 @@ def rows(inputs: Any, count: int) -> Any:
 def test_batches(stream: Stream, size: int) -> Iterator[Batch]:
     """The test set in order."""
     yield from iterate(stream.test(size), stream.threads)
-
-
-test_batches.__test__ = False  # type: ignore[attr-defined]  # none of pytest's
 
 
 def training_batches(task: Task, stream: Stream, count: int) -> Iterator[Batch]:
@@ -291,10 +286,8 @@ def compare(
     """Evaluates both models on the same batches; a memory runs through them, of each its own."""
     recipe = task.run.recipe
     classifies = classification.correct in recipe.metrics.values()
-    both, sums = (
-        calls(task, variables, small, task.run.settings.eval_batch_size),
-        jax.jit(task.sums),
-    )
+    both = calls(task, variables, small, task.run.settings.eval_batch_size)
+    sums = jax.jit(task.sums)
     differences = jax.jit(lambda *args: _differences(classifies, *args))
     memories: list[Any] = []
     totals: list[Any] = []

@@ -116,6 +116,7 @@ class Report:
       parameters, parameters_before: entries.
       bytes, bytes_before: of them.
       flops, flops_before: of all products of one call with the example's inputs; two for a multiplication and an addition.
+        Of branches the costliest counts, of a while one turn.
       arrays: of each parameter, by path.
       reasons: why nothing could be cut, or what was kept whole for want of a rule; sentences.
     """
@@ -479,12 +480,17 @@ def _same_program(flat: Flat, expected: Flat, plan: Plan) -> bool:
 
 
 def _operations(program: Flat) -> int:
-    """Floating-point operations of all products; those of a scan as often as it runs."""
+    """Floating-point operations of all products: of a scan as often as it runs, of branches those of the costliest, of a
+    while those of one turn.
+    """
     total = 0
     for _, equation, *_ in program.equations:
-        p = equation.params
-        inside = equation.primitive.name == "scan"
-        total += p["length"] * _operations(flatten(p["jaxpr"])) if inside else operations(equation)
+        name, inside = equation.primitive.name, list(map(_operations, programs(equation)))
+        if name == "cond":
+            total += max(inside)
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            total += operations(equation) + times * sum(inside)
     return total
 
 

@@ -161,6 +161,19 @@ def test_a_plain_chain_is_as_small_as_it_can_be():
     assert "parameters" in str(report)
 
 
+def test_products_in_branches_and_turns_are_counted():
+    def apply(p, x):
+        wide, narrow = (lambda x: x @ p["a"] @ p["b"]), (lambda x: x @ p["c"])
+        chosen = lambda x, _: (jax.lax.cond(x[0, 0] > 0, wide, narrow, x), None)
+        x, _ = jax.lax.scan(chosen, x, None, length=3)
+        return jax.lax.while_loop(lambda x: jnp.sum(x) > 9, narrow, x)
+
+    params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 4)).at[5:].set(0), "c": jnp.ones((4, 4))}
+    report = rj.compact(apply, params, jnp.ones((1, 4))).report()
+    assert report.flops_before == 2 * (3 * (4 * 8 + 8 * 4) + 4 * 4)
+    assert report.flops == 2 * (3 * (4 * 5 + 5 * 4) + 4 * 4)
+
+
 def test_widths_can_be_rounded_up():
     params = {
         "a": random(4, 20),
