@@ -15,5 +15,5 @@
 | `compact.py` | the trained model made smaller, compared, timed, exported |
 | `classification.py`, `language.py`, `speech.py` | losses and metrics; text drawn from a model |
 | `griffin_lim.py` | spectrograms -> sound |
-| `train.py`, `compare.py`, `generate.py` | the commands |
+| `train.py`, `compare.py`, `search.py`, `path.py`, `generate.py` | the commands |
 """

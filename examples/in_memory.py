@@ -84,8 +84,8 @@ class InMemory:
     def compile_seconds(self) -> float:
         return self.training.seconds + self.evaluation.seconds
 
-    def start(self, seed: int) -> TrainState:
-        return self.task.start(seed)
+    def start(self, seed: int, params: nnx.State | None = None) -> TrainState:
+        return self.task.start(seed, params)
 
     def feed(self, seed: int) -> Arrays:
         return self.arrays

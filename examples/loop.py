@@ -111,6 +111,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[Row], None] = lambda row: None,
     checkpoints: Checkpoints | None = None,
+    start: nnx.State | None = None,
 ) -> Fit:
     """Trains from one seed; stops early where the objective is no longer finite.
 
@@ -120,12 +121,13 @@ def fit(
         on_epoch: called with each epoch's row, while the device works on the next epoch; first of
             all with the rows of a run that is resumed.
         checkpoints: where to write them, and to resume from.
+        start: parameters to start from in place of the seed's.
 
     Raises:
         Interrupted: by a signal, after a checkpoint where there is one to be.
     """
     with interrupt.deferred(_PATIENCE_SECONDS if checkpoints and checkpoints.every else 0):
-        return _fit(program, seed, on_epoch, checkpoints)
+        return _fit(program, seed, on_epoch, checkpoints, start)
 
 
 def _fit(
@@ -133,8 +135,9 @@ def _fit(
     seed: int,
     on_epoch: Callable[[Row], None],
     checkpoints: Checkpoints | None,
+    start: nnx.State | None,
 ) -> Fit:
-    state, feed = program.start(seed), program.feed(seed)
+    state, feed = program.start(seed, start), program.feed(seed)
     rows: list[Row] = []
     if checkpoints and (restored := checkpoints.restore(state)):
         state, position, rows = restored

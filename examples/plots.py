@@ -1,6 +1,6 @@
 """The pictures: curves of one run, and of several side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,28 @@ def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> 
         axes[0].legend(loc="best", ncols=2, frameon=False)
         figure.suptitle(f"{recipe.title}, {len(fits[0][1])} seed(s)")
         figure.savefig(folder / file)
+
+
+def plot_path(path: Path, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The compact model's metric against structure, and against the share of FLOPs that is left."""
+    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
+    metric, (sparsity, label) = recipe.headline, recipe.sparsity
+    done = [row for row in rows if "flops" in row]
+    values = [row[f"compact_test_{metric}"] for row in done]
+    structure = [row[f"structured_{sparsity}"] for row in done]
+    left = [row["flops"] / row["whole_flops"] for row in done]
+    for ax, x, title in zip(
+        figure.subplots(1, 2), (structure, left), (label, "FLOPs left"), strict=True
+    ):
+        ax.plot(x, values, "o-", color=STRUCTURED)
+        for row, a, b in zip(done, x, values, strict=True):
+            ax.annotate(f"{row['strength']:g}", (a, b), textcoords="offset points", xytext=(4, 4))
+        ax.set_xlabel(title)
+        ax.set_ylabel(f"test {metric}")
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.grid(alpha=0.3)
+    figure.suptitle(f"{recipe.title}: a path of strengths")
+    figure.savefig(path)
 
 
 def plot_alignment(path: Path, weights: np.ndarray, text: str, title: str) -> None:

@@ -101,8 +101,8 @@ class Streaming:
         devices = self.task.parallel.devices
         return -(-self.run.settings.eval_batch_size // devices) * devices
 
-    def start(self, seed: int) -> TrainState:
-        return self.task.start(seed)
+    def start(self, seed: int, params: nnx.State | None = None) -> TrainState:
+        return self.task.start(seed, params)
 
     def feed(self, seed: int) -> Feed:
         batches = self.stream.train(own_rows(self.run.settings.batch_size), seed).repeat()

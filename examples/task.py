@@ -69,10 +69,11 @@ class Task:
         specs: Any = TrainState
         return specs(WHOLE, opt_state, WHOLE, WHOLE, rows_axis(self.memory))
 
-    def start(self, seed: int) -> TrainState:
-        """The initial point."""
+    def start(self, seed: int, params: nnx.State | None = None) -> TrainState:
+        """The initial point; `params`: other ones than the seed's."""
         model, parallel, specs = make_model(self.run, seed), self.parallel, self.specs
-        params = parallel.place(nnx.state(model, nnx.Param), specs.params)
+        params = nnx.state(model, nnx.Param) if params is None else params
+        params = parallel.place(params, specs.params)
         return TrainState(
             params,
             parallel.init(self.transformation, params, specs.opt_state),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flax import nnx
 from rich.console import Console
 
 import ramda_jax as rj
@@ -118,18 +119,19 @@ def train_into(
     seed: int,
     console: Console,
     checkpoints: Checkpoints | None = None,
+    start: nnx.State | None = None,
 ) -> loop.Fit:
     """Trains from one seed; the first process leaves the run's three files in `out`."""
     run: Run = program.run
     if not parallel.leads():
-        return loop.fit(program, seed, checkpoints=checkpoints)
+        return loop.fit(program, seed, checkpoints=checkpoints, start=start)
     with report.csv_log(out / "metrics.csv") as log, report.progress_bar(console, run) as advance:
 
         def on_epoch(row: loop.Row) -> None:
             log(row)
             advance(row)
 
-        fit = loop.fit(program, seed, on_epoch, checkpoints)
+        fit = loop.fit(program, seed, on_epoch, checkpoints, start)
     with writing(out / "summary.json") as path:
         report.write_json(path, report.summary(run, program, fit, dataset))
     with writing(out / "curves.png") as path:

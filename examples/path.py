@@ -1,0 +1,197 @@
+"""A path of strengths: `python -m examples.path RECIPE [strength=1e-4|1e-3|...] [--warm]`.
+
+Trains one method with one strength after the other, compacts what each comes to, and leaves a folder
+per point as `examples.train --compact` does, `path.csv`, `path.md` and `path.png`: metric against
+structure, FLOPs and latency of the compact model. With `--warm` every point starts from the weights
+of the one before, the strengths ascending: fewer epochs do, but points have had more of them the
+farther they are.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from examples import compact, loop, parallel, plots, report
+from examples.data import Dataset, Stream
+from examples.folder import claimed, writing
+from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
+from examples.recipes import find
+from examples.train import (
+    argument_parser,
+    parse_command,
+    run_command,
+    start_devices,
+    train_into,
+)
+
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Times the recipe's strength, where none are given."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 if a point diverged, 2 if what was asked for is wrong."""
+    parser = argument_parser(
+        "python -m examples.path", "Train a recipe over strengths; compact and time every point."
+    )
+    parser.add_argument(
+        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
+    )
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="start every point from the weights of the one before, the strengths ascending",
+    )
+    options = parse_command(parser, arguments)
+    return run_command(lambda: _path(options))
+
+
+def _path(options: argparse.Namespace) -> int:
+    if options.distributed:
+        raise RecipeError("--distributed: expected one process, which compacts every point")
+    devices, console = start_devices(options)
+    runs = point_runs(
+        find(options.recipe),
+        options.optimizer,
+        options.scale,
+        split_overrides(options.overrides),
+    )
+    recipe = runs[0].recipe
+    out = options.out or Path("runs") / f"{recipe.name}-{options.optimizer}-path"
+    rows: list[dict[str, Any]] = []
+    with claimed(out):
+        dataset = recipe.load(options.data_dir)
+        console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
+        start = None
+        for run in runs:
+            console.print(f"strength={run.method.strength:g}")
+            folder = out / f"strength-{run.method.strength:g}"
+            with claimed(folder):
+                fit = _point(folder, run, dataset, devices, console, start)
+            rows.append(_row(folder, run, fit))
+            if fit.diverged:
+                break
+            start = fit.params if options.warm else None
+        with report.csv_log(out / "path.csv") as log:
+            for row in rows:
+                log(row)
+        with writing(out / "path.md") as path:
+            path.write_text(_markdown(recipe, rows, dataset))
+        with writing(out / "path.png") as path:
+            plots.plot_path(path, recipe, rows)
+    console.print(_table(recipe, rows))
+    console.print(
+        f"path.csv, path.md, path.png and a folder per point are in {out}", soft_wrap=True
+    )
+    if fit.diverged:
+        print("the objective did not stay finite: the path ends there", file=sys.stderr)
+    return int(fit.diverged)
+
+
+def point_runs(
+    recipe: Recipe, optimizer: str, scale: str, overrides: Mapping[str, str]
+) -> list[Run]:
+    """A run per strength, ascending.
+
+    Raises:
+        RecipeError: other values than strengths vary.
+    """
+    varied = [name for name, text in overrides.items() if "|" in text and name != "strength"]
+    if varied:
+        raise RecipeError(f"{varied[0]}: expected one value, only strength= takes several")
+    rest = {name: text for name, text in overrides.items() if name != "strength"}
+    if "strength" in overrides:
+        texts = overrides["strength"].split("|")
+    else:
+        own = make_run(recipe, optimizer, scale, rest).method.strength
+        if not own > 0:
+            raise RecipeError(
+                f"strength: expected values, as {optimizer} has none in {recipe.name}"
+            )
+        texts = [f"{own * factor:.4g}" for factor in FACTORS]
+    runs = [make_run(recipe, optimizer, scale, {**rest, "strength": text}) for text in texts]
+    return sorted(runs, key=lambda run: run.method.strength)
+
+
+def _point(
+    folder: Path,
+    run: Run,
+    dataset: Dataset | Stream,
+    devices: parallel.OneDevice,
+    console: Any,
+    start: Any,
+) -> loop.Fit:
+    program = loop.prepare(run, dataset, devices)
+    fit = train_into(folder, program, dataset, run.settings.seed, console, start=start)
+    if not fit.diverged:
+        compact.compact_run(folder, program.task, dataset, fit, console, compact.Options())
+    return fit
+
+
+def _row(folder: Path, run: Run, fit: loop.Fit) -> dict[str, Any]:
+    """What is said of a point."""
+    recipe, last = run.recipe, fit.rows[-1]
+    metric, (sparsity, _) = recipe.headline, recipe.sparsity
+    row = {
+        "strength": run.method.strength,
+        f"test_{metric}": last[f"test_{metric}"],
+        f"structured_test_{metric}": last[f"structured_test_{metric}"],
+        f"structured_{sparsity}": last[f"structured_{sparsity}"],
+    }
+    if fit.diverged:
+        return row
+    found = json.loads((folder / "compact.json").read_text())
+    row |= {
+        f"compact_test_{metric}": found["figures"]["compact"][metric],
+        "parameters": found["parameters"]["compact"],
+        "whole_parameters": found["parameters"]["whole"],
+        "flops": found["flops"]["compact"],
+        "whole_flops": found["flops"]["whole"],
+    }
+    for timed in found["latency"]:
+        for name in ("whole", "compact"):
+            column = f"{name}_seconds_{timed['examples']}"
+            row[column] = timed["seconds"][name]["median"]
+    return row
+
+
+def _cells(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the tables for people."""
+    metric, (sparsity, _) = recipe.headline, recipe.sparsity
+    header = ["strength", f"W: test {metric}", f"compact: test {metric}", sparsity]
+    header += ["parameters", "FLOPs", *(f"times faster, {n} a call" for n in compact.SIZES)]
+    lines = []
+    for row in rows:
+        line = [f"{row['strength']:g}", f"{row[f'test_{metric}']:.4f}"]
+        if "flops" not in row:
+            lines.append([*line, *["diverged"] * (len(header) - 2)])
+            continue
+        line += [f"{row[f'compact_test_{metric}']:.4f}", f"{row[f'structured_{sparsity}']:.3f}"]
+        line += [f"{row['parameters']:,d}", f"{row['flops']:,d}"]
+        faster = [row[f"whole_seconds_{n}"] / row[f"compact_seconds_{n}"] for n in compact.SIZES]
+        lines.append([*line, *(f"{ratio:.2f}" for ratio in faster)])
+    return header, lines
+
+
+def _table(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> Table:
+    header, lines = _cells(recipe, rows)
+    table = Table(*header, title=f"{recipe.title}: a path of strengths")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _markdown(recipe: Recipe, rows: Sequence[Mapping[str, Any]], dataset: Dataset | Stream) -> str:
+    header, lines = _cells(recipe, rows)
+    table = [header, ["---"] * len(header), *lines]
+    return "\n".join(
+        [f"{recipe.title}: {dataset.source}", "", *(f"| {' | '.join(r)} |" for r in table), ""]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
