@@ -88,8 +88,9 @@ def of_conv(params: Any) -> Matrix:
 def factored(array: chex.Array, how: Matrix | None, multiple_of: int) -> chex.Array | Factors:
     """The factors of an array, where they are smaller.
 
-    A singular value counts as zero up to rounding of the stored entries: at most max(m, n) eps times the largest, as in
-    `NuclearNorm.rank`. The common axis is as long as the largest rank in a stack needs.
+    A singular value counts as zero up to rounding of float32 (or float64) entries: at most max(m, n) eps times the largest,
+    as in `NuclearNorm.rank`. Stored in fewer bits, a matrix of low rank is none any more: it stays as it is, since what
+    is cut off would be more than rounding of results. The common axis is as long as the largest rank in a stack needs.
     """
     if how is None or not how.columns or not how.rows:
         return array
@@ -103,8 +104,8 @@ def factored(array: chex.Array, how: Matrix | None, multiple_of: int) -> chex.Ar
     if any(_fitting(_rank_at_least(x), multiple_of, m, n) is None for x in matrices):
         return array
     u, s, v = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
-    eps = max(max(m, n) * jnp.finfo(matrices.dtype).eps, 4 * jnp.finfo(array.dtype).eps)
-    ranks = np.count_nonzero(s > float(eps) * s[:, :1], axis=1)
+    relative = max(m, n) * np.finfo(matrices.dtype).eps
+    ranks = np.count_nonzero(s > relative * s[:, :1], axis=1)
     rank = _fitting(int(np.max(ranks)), multiple_of, m, n)
     if rank is None:
         return array

@@ -547,6 +547,8 @@ def test_ranks_can_be_rounded_up_and_full_ones_stay():
     small = rj.compact(apply, params, random(1, 40), multiple_of=8)
     assert small.params["a"].left.shape == (40, 8)
     assert small.params["b"].shape == (40, 40)  # 24 (40 + 40) > 40 * 40
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)  # whose rounding has full rank
+    assert rj.compact(apply, half, random(1, 40)).params["a"].shape == (40, 40)
     found = small.apply(small.params, random(3, 40))
     np.testing.assert_allclose(found, apply(params, random(3, 40)), atol=1e-3)
 
