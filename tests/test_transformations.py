@@ -705,3 +705,13 @@ def test_the_final_momentum_makes_the_training_iterate_sparse(method: Method) ->
         params, state = run(tx, params, [grad], state)
         zeros.append(bool(jnp.all(params["body"]["kernel"][:DEAD] == 0.0)))
     assert zeros == [False] * 5 + [True] * 2
+
+
+def test_a_compiled_update_moves_nothing_between_host_and_device():
+    params = {"kernel": jnp.ones((4, 3))}
+    tx = rj.ramda(1e-2, rj.GroupLasso(0.1))
+    state, step = tx.init(params), jax.jit(tx.update)
+    step(params, state, params)
+    with jax.transfer_guard("disallow"):
+        updates, _ = step(params, state, params)
+    assert jnp.all(jnp.isfinite(updates["kernel"]))
