@@ -45,7 +45,7 @@ def assignment(psi: Any, model: nnx.Module, *inputs: Any) -> Any:
     return net.matrices(psi) if isinstance(psi, rj.NuclearNorm) else net.inputs(psi)
 
 
-def regularizer(name: str, strength: float) -> Any:
+def regularizer(name: str, strength: Any) -> Any:
     """The structure of a model in the paper."""
     psi = rj.NuclearNorm(strength) if name in LOW_RANK else rj.GroupLasso(strength)
     if name not in INPUTS:
