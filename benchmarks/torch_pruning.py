@@ -1,7 +1,7 @@
 """Cutting the same zeros out of the same networks: `rj.compact` and Torch-Pruning, side by side.
 
     python -m venv side && side/bin/pip install -e '.[examples]' torch torch-pruning
-    side/bin/python -m benchmarks.torch_pruning [--networks lenet resnet] [--share 0.6] [--batches 1 128]
+    side/bin/python -m benchmarks.torch_pruning [--networks lenet resnet] [--share 0.6] [--batches 1 128] [--multiple-of 8]
 
 Torch and Torch-Pruning are nothing that this library needs. The networks are LeNet (20, 50, 500) and a ResNet of
 bottlenecks with batch norms in evaluation, of the same weights and the same zeros in JAX and in Torch:
@@ -264,8 +264,8 @@ class Cut(NamedTuple):
     calls: Sequence[Callable[[Any], np.ndarray]]
 
 
-def by_compact(apply: Callable[..., Any], params: Any, example: Any) -> Cut:
-    small = rj.compact(apply, params, example)
+def by_compact(apply: Callable[..., Any], params: Any, example: Any, multiple_of: int) -> Cut:
+    small = rj.compact(apply, params, example, multiple_of=multiple_of)
     report = small.report()
     whole, cut = jax.jit(apply), jax.jit(small.apply)
     calls = (
@@ -318,6 +318,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--share", type=float, default=0.6)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128])
+    parser.add_argument("--multiple-of", type=int, default=1, help="widths of rj.compact")
     parser.add_argument("--turns", type=int, default=11)
     args = parser.parse_args()
     torch, tp = _packages()
@@ -343,7 +344,7 @@ def main() -> None:
             merged = nnx.to_pure_dict(nnx.state(nnx.merge(graph, sparse, rest)))
             theirs = network.torch(torch, merged)
             cuts = {
-                "rj.compact": by_compact(apply, sparse, examples[:1]),
+                "rj.compact": by_compact(apply, sparse, examples[:1], args.multiple_of),
                 "Torch-Pruning": by_torch_pruning(torch, tp, theirs, examples[:1]),
             }
             x = examples[:8]
