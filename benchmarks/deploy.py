@@ -179,13 +179,54 @@ def table(bench: Bench, looks: Sequence[int], restarts: tuple[int, ...]) -> None
         bench.run(tx, looks, look)
 
 
+SHORT = {
+    "RAMDA, group lasso": Case(rj.GroupLasso(3e-4), learning_rate=2e-2),
+    "RAMDA, nuclear norm": Case(rj.NuclearNorm(2e-3), learning_rate=2e-2),
+    "RMDA, group lasso": Case(rj.GroupLasso(3e-4), rj.rmda, 1.0),
+}
+
+
+def short_runs(bench: Bench, lengths: Sequence[int]) -> None:
+    """rj.stages at the end of short runs, beside one stage of momentum 0.1."""
+    print(f"| run | steps | stages | {' | '.join(POINTS)} | same zeros or rank in W and What |")
+    print("|" + " --- |" * 8)
+    for name, case in SHORT.items():
+        assignment, of = bench.assignment(name, case.regularizer), points(case.regularizer)
+        for total in lengths:
+            for stages in (1, 2, 3):
+                schedule = (
+                    {"learning_rate": case.learning_rate, "momentum": case.momentum}
+                    if stages == 1
+                    else rj.stages(case.learning_rate, total, stages)
+                )
+                ends: list[Any] = []
+
+                def look(step: int, state: Any, params: Any, ends: list[Any] = ends) -> None:
+                    ends.extend([state, params])
+
+                bench.run(case.method(regularizer=assignment, **schedule), (total,), look)
+                found = of(*ends)
+                shares = [structure(found[n], assignment, case.regularizer) for n in POINTS]
+                cells = [
+                    f"{float(bench.accuracy(found[n])):.3f}, {share:.0%}"
+                    for n, share in zip(POINTS, shares, strict=True)
+                ]
+                same = "yes" if shares[0] == shares[1] else "no"
+                print(f"| {name} | {total} | {stages} | {' | '.join(cells)} | {same} |", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.deploy", description=__doc__)
-    parser.add_argument("--restarts", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.deploy", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--restarts", action="store_true", help="look soon after each restart")
+    parser.add_argument("--short", action="store_true", help="rj.stages in 300 and 1,000 steps")
     options = parser.parse_args()
     bench = Bench()
     print(bench.source)
-    if options.restarts:
+    if options.short:
+        short_runs(bench, (300, 1000))
+    elif options.restarts:
         after = [s + k for s in (0, *RESTARTS) for k in (1, 3, 10, 30, 50, 100)]
         looks = sorted({*after, RESTARTS[0], RESTARTS[1], STEPS})
         table(bench, looks, RESTARTS)

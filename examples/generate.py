@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--iterate",
-        choices=("What", "W"),
-        default="What",
-        help="the structured iterate, or the training iterate (default: What)",
+        choices=("structured", "W"),
+        default="structured",
+        help="the point to deploy, or the training iterate (default: structured)",
     )
     parser.add_argument(
         "--text",
@@ -79,7 +79,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     if not options.temperature > 0:
         raise RecipeError(f"--temperature: expected a number above 0, got {options.temperature}")
     run = last_run(options.run)
-    model = trained_model(options.run, run, options.iterate == "What")
+    model = trained_model(options.run, run, options.iterate == "structured")
     if isinstance(model, TransformerXL):
         write(run, model, options, console)
     elif isinstance(model, Tacotron2):
@@ -95,7 +95,7 @@ def trained_model(out: Path, run: Run, structured: bool) -> nnx.Module:
     Args:
         out: the run's folder.
         run: what the checkpoint is of.
-        structured: whether to take the structured iterate, or the training iterate.
+        structured: whether to take the point to deploy, or the training iterate.
     """
     task, seed = make_task(run, 1, ONE_DEVICE), run.settings.seed
     with Checkpoints(out, run, seed, resume=True) as checkpoints:

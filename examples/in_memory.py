@@ -210,7 +210,9 @@ def _slow_in_loops(task: Task) -> bool:
 
 
 def evaluation_function(task: Task) -> Callable[[TrainState, Arrays], Figures]:
-    """The pure function that evaluates W and What on both sets, in batches of bounded size."""
+    """The pure function that evaluates, in batches of bounded size, W and What on both sets, and the
+    point to deploy on the test set: a fourth more than without it.
+    """
     settings, method = task.run.settings, task.run.method
 
     def sums(params: nnx.State, model_state: nnx.State, split: Split, limit: int) -> Figures:
@@ -230,9 +232,15 @@ def evaluation_function(task: Task) -> Callable[[TrainState, Arrays], Figures]:
         return jax.tree.map(lambda part: jnp.sum(part, axis=0), parts)
 
     def evaluate(state: TrainState, arrays: Arrays) -> Figures:
-        structured = method.structured_params(state.opt_state, state.params)
-        figures: Figures = {"solver_residual": method.solver_stats(state.opt_state)[1]}
-        for prefix, params in (("", state.params), ("structured_", structured)):
+        deployed = method.structured_params(state.opt_state, state.params)
+        minimizer = method.minimizer(state.opt_state, state.params)
+        test = sums(deployed, state.model_state, arrays.test, 0)
+        figures: Figures = {
+            f"structured_{name}": value
+            for name, value in task.deployed_figures(deployed, test).items()
+        }
+        figures["solver_residual"] = method.solver_stats(state.opt_state)[1]
+        for prefix, params in (("", state.params), ("minimizer_", minimizer)):
             train = sums(params, state.model_state, arrays.train, settings.eval_train_examples)
             test = sums(params, state.model_state, arrays.test, 0)
             figures |= {

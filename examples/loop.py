@@ -37,7 +37,7 @@ class Fit:
         seed: what it started from.
         rows: one per epoch, as far as the objective stayed finite.
         params: the training iterate W.
-        structured: the structured iterate What.
+        structured: the point to deploy, W with What's amount of structure.
         model_state: what the model holds besides parameters.
         train_seconds: wall time of the epochs, evaluation included, compilation not.
     """

@@ -73,8 +73,12 @@ class Method(ABC):
         """
 
     def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
-        """The structured iterate What."""
+        """The point to deploy: W with What's amount of structure."""
         return rj.structured_params(opt_state, params)
+
+    def minimizer(self, opt_state: optax.OptState, params: Any) -> Any:
+        """What, the minimiser of the last subproblem."""
+        return rj.structured_params(opt_state, params, values="minimizer")
 
     def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
         """Iterations and residual of the last step's subproblem."""
@@ -212,6 +216,9 @@ class Dense(Method):
     strength: float = 0.0
 
     def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+        return params
+
+    def minimizer(self, opt_state: optax.OptState, params: Any) -> Any:
         return params
 
     def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from examples.loop import Fit, Row
 from examples.recipe import Recipe, Run
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
-WEIGHTS, STRUCTURED = "#0072B2", "#D55E00"
+WEIGHTS, MINIMIZER, DEPLOYED = "#0072B2", "#D55E00", "#009E73"
 METHOD_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 # Dashes for ProxSSI, so that a curve which coincides with it still shows; dots for the dense ones.
 METHOD_LINES: tuple[Any, ...] = ("-", "-", "-", "-", (0, (2, 2)), (0, (1, 1)), (0, (1, 1)))
@@ -23,7 +23,9 @@ _SMALLEST_GAP = 1e-6
 
 
 def plot_run(path: Path, run: Run, fit: Fit) -> None:
-    """Objective, headline metric and structure of W and of What, and the picture of What."""
+    """Objective, headline metric and structure of W, of What and of the point to deploy, and the
+    picture of the latter.
+    """
     recipe = run.recipe
     figure = Figure(figsize=(9, 6.6), dpi=130, layout="constrained")
     axes = figure.subplots(2, 2).ravel()
@@ -35,11 +37,13 @@ def plot_run(path: Path, run: Run, fit: Fit) -> None:
         _curve(
             ax,
             fit.rows,
-            f"structured_{name}",
+            f"minimizer_{name}",
             offset,
-            label="structured iterate Ŵ",
-            color=STRUCTURED,
+            label="minimiser Ŵ",
+            color=MINIMIZER,
         )
+        if name != "objective":
+            _curve(ax, fit.rows, f"structured_{name}", 0.0, label="to deploy", color=DEPLOYED)
         _curve(ax, fit.rows, name, offset, label="training iterate W", color=WEIGHTS)
         _epochs_axis(ax, run)
     _objective_axis(axes[0])
@@ -47,7 +51,7 @@ def plot_run(path: Path, run: Run, fit: Fit) -> None:
     _sparsity_axis(axes[2], recipe)
     axes[2].legend(loc="center", bbox_to_anchor=(0.5, 0.35), frameon=False)
     if recipe.picture:
-        _picture(axes[3], recipe.picture(fit.structured), "inputs kept by Ŵ")
+        _picture(axes[3], recipe.picture(fit.structured), "inputs kept")
     else:
         axes[3].set_axis_off()
     figure.suptitle(f"{run.optimizer}: {recipe.title}")
@@ -55,7 +59,7 @@ def plot_run(path: Path, run: Run, fit: Fit) -> None:
 
 
 def plot_comparison(path: Path, fits: Sequence[tuple[Run, Fit]]) -> None:
-    """The same curves for several methods, and the picture of each one's What."""
+    """The same curves for several methods, and the picture of what each would deploy."""
     first = fits[0][0]
     recipe = first.recipe
     figure = Figure(figsize=(10, 9 if recipe.picture else 6.6), dpi=130, layout="constrained")
@@ -79,7 +83,7 @@ def plot_comparison(path: Path, fits: Sequence[tuple[Run, Fit]]) -> None:
     _objective_axis(axes[0], " of W")
     _metric_axis(axes[1], f"test {metric} of W")
     _sparsity_axis(axes[2], recipe, " of W")
-    _sparsity_axis(axes[3], recipe, " of Ŵ")
+    _sparsity_axis(axes[3], recipe, " of what to deploy")
     axes[2].legend(loc="upper left", ncols=2, frameon=False)
     figure.suptitle(recipe.title)
     figure.savefig(path)
@@ -95,8 +99,9 @@ def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> 
         ("structure.png", sparsity, sparsity.replace("_", " ")),
     ):
         figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for ax, prefix, iterate in zip(axes, ("", "structured_"), ("W", "Ŵ"), strict=True):
+        axes = figure.subplots(1, 3, sharey=True)
+        points = (("", "W"), ("minimizer_", "Ŵ"), ("structured_", "what to deploy"))
+        for ax, (prefix, point) in zip(axes, points, strict=True):
             for index, (run, seeds) in enumerate(fits):
                 _band(ax, seeds, prefix + name, run.optimizer, index)
             _epochs_axis(ax, first)
@@ -104,7 +109,7 @@ def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> 
                 _sparsity_axis(ax, recipe)
             else:
                 _metric_axis(ax, title)
-            ax.set_title(f"{title} of {iterate}")
+            ax.set_title(f"{title} of {point}")
         axes[0].legend(loc="best", ncols=2, frameon=False)
         figure.suptitle(f"{recipe.title}, {len(fits[0][1])} seed(s)")
         figure.savefig(folder / file)
@@ -176,7 +181,7 @@ def _lowest_objective(fits: Sequence[Fit]) -> float:
         row[name]
         for fit in fits
         for row in fit.rows
-        for name in ("objective", "structured_objective")
+        for name in ("objective", "minimizer_objective")
     )
 
 

@@ -85,7 +85,8 @@ def progress_figures(recipe: Recipe, row: Row) -> str:
     metric, (sparsity, _) = recipe.headline, recipe.sparsity
     return (
         f"objective {row['objective']:.4f} {metric} {row[f'test_{metric}']:.4f} "
-        f"sparsity W {row[sparsity]:.1%} Ŵ {row[f'structured_{sparsity}']:.1%}"
+        f"(to deploy {row[f'structured_test_{metric}']:.4f}) "
+        f"sparsity W {row[sparsity]:.1%} to deploy {row[f'structured_{sparsity}']:.1%}"
     )
 
 
@@ -146,9 +147,11 @@ def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
         (f"test_{metric}", f"test {metric}", ".4f"),
         (sparsity, structure, ".2%"),
     ):
-        for prefix, iterate in (("", "W"), ("structured_", "Ŵ")):
+        for prefix, point in (("", "W"), ("minimizer_", "Ŵ"), ("structured_", "what to deploy")):
+            if prefix + name not in results[0][2][0].rows[-1]:
+                continue
             values = [[fit.rows[-1][prefix + name] for fit in fits] for _, _, fits in results]
-            yield f"{label} of {iterate}", [_cell(row, pattern) for row in values]
+            yield f"{label} of {point}", [_cell(row, pattern) for row in values]
     moved = [[late_range(fit.rows, sparsity) for fit in fits] for _, _, fits in results]
     yield f"range of {structure} of W, last tenth", [_cell(row, ".2%") for row in moved]
     yield from _cost_rows(results)

@@ -74,8 +74,10 @@ class Streaming:
         steps_per_pass: after how many the data begins again.
         stream: the data.
         step: (state, batch, iterations so far) -> (state, iterations); gives up the first.
-        evaluation: (W, What, model state, batch, memories) -> (sums, memories).
-        figures: (state, What, training sums, test sums) -> figures.
+        minimizer: (method state, W) -> What as one program.
+        evaluation: (points, model state, batch, memories) -> (sums, memories), each of W, of What and
+            of the point to deploy.
+        figures: (state, points, training sums, test sums) -> figures.
     """
 
     task: Task
@@ -83,6 +85,7 @@ class Streaming:
     steps_per_pass: int
     stream: Stream
     step: Compiled
+    minimizer: Compiled
     evaluation: Compiled
     figures: Compiled
 
@@ -92,7 +95,7 @@ class Streaming:
 
     @property
     def compile_seconds(self) -> float:
-        parts = (self.step, self.evaluation, self.task.structured, self.figures)
+        parts = (self.step, self.minimizer, self.evaluation, self.task.structured, self.figures)
         return sum(part.seconds for part in parts)
 
     @property
@@ -123,34 +126,34 @@ class Streaming:
         return parallel.leave((state, iterations / self.steps_per_epoch), (specs, WHOLE))
 
     def evaluate(self, state: TrainState) -> Figures:
-        """Figures of W and What on both sets, each batch read once."""
+        """Figures of W, What and the point to deploy, each batch read once."""
         settings, size = self.run.settings, self.eval_rows
-        structured = self.task.structured(state.opt_state, state.params)
+        minimizer = self.minimizer(state.opt_state, state.params)
+        points = (state.params, minimizer, self.task.structured(state.opt_state, state.params))
         limit = settings.eval_train_examples or self.stream.train_examples
         in_order = self.stream.train_in_order(own_rows(size))
-        train = self._sums(state, structured, in_order, -(-limit // size))
-        test = self._sums(state, structured, self.stream.test(own_rows(size)), None)
-        return self.figures(state, structured, train, test)
+        train = self._sums(state, points, in_order, -(-limit // size))
+        test = self._sums(state, points, self.stream.test(own_rows(size)), None)
+        return self.figures(state, points, train, test)
 
     def _sums(
         self,
         state: TrainState,
-        structured: nnx.State,
+        points: tuple[nnx.State, ...],
         batches: grain.MapDataset[Batch],
         limit: int | None,
-    ) -> tuple[Figures, Figures]:
+    ) -> tuple[Figures, ...]:
         part = batches[:limit] if limit is not None and limit < len(batches) else batches
         memory = self.task.placed_memory(self.eval_rows)
-        memories, total = (memory, memory), None
+        memories, total = (memory,) * len(points), None
         for batch in iterate(part, self.stream.threads):
             sums, memories = self.evaluation(
-                state.params,
-                structured,
+                points,
                 state.model_state,
                 self.task.parallel.put_whole_rows(batch),
                 memories,
             )
-            total = sums if total is None else (add(total[0], sums[0]), add(total[1], sums[1]))
+            total = sums if total is None else tuple(map(add, total, sums))
         if total is None:
             raise RecipeError(f"{self.stream.source}: expected at least one batch to evaluate")
         return total
@@ -180,26 +183,30 @@ def prepare(run: Run, stream: Stream, parallel: OneDevice) -> Streaming:
         return state, iterations + last
 
     def evaluation(
-        params: nnx.State,
-        structured: nnx.State,
+        points: tuple[nnx.State, ...],
         model_state: nnx.State,
         batch: Batch,
-        memories: tuple[Any, Any],
-    ) -> tuple[tuple[Figures, Figures], tuple[Any, Any]]:
-        first, memory = task.evaluate_batch(params, model_state, batch, memories[0])
-        second, structured_memory = task.evaluate_batch(structured, model_state, batch, memories[1])
-        return (first, second), (memory, structured_memory)
+        memories: tuple[Any, ...],
+    ) -> tuple[tuple[Figures, ...], tuple[Any, ...]]:
+        pairs = [
+            task.evaluate_batch(params, model_state, batch, memory)
+            for params, memory in zip(points, memories, strict=True)
+        ]
+        sums, after = zip(*pairs, strict=True)
+        return sums, after
 
     def figures(
         state: TrainState,
-        structured: nnx.State,
-        train: tuple[Figures, Figures],
-        test: tuple[Figures, Figures],
+        points: tuple[nnx.State, ...],
+        train: tuple[Figures, ...],
+        test: tuple[Figures, ...],
     ) -> Figures:
-        of_structured = task.figures(structured, train[1], test[1])
+        of_minimizer = task.figures(points[1], train[1], test[1])
+        of_deployed = task.deployed_figures(points[2], test[2])
         return {
-            **task.figures(state.params, train[0], test[0]),
-            **{f"structured_{name}": value for name, value in of_structured.items()},
+            **task.figures(points[0], train[0], test[0]),
+            **{f"minimizer_{name}": value for name, value in of_minimizer.items()},
+            **{f"structured_{name}": value for name, value in of_deployed.items()},
             "solver_residual": run.method.solver_stats(state.opt_state)[1],
         }
 
@@ -210,6 +217,7 @@ def prepare(run: Run, stream: Stream, parallel: OneDevice) -> Streaming:
         steps_per_pass,
         stream,
         parallel.step(step, (specs, ROWS, WHOLE), (specs, WHOLE), donate=(0,)),
-        parallel.whole(evaluation, (WHOLE, (memory, memory))),
+        parallel.whole(run.method.minimizer),
+        parallel.whole(evaluation, (WHOLE, (memory,) * 3)),
         parallel.whole(figures),
     )

@@ -50,8 +50,8 @@ class Task:
         eval_graph: the model's structure in evaluation.
         params: shapes and types of the parameters.
         parallel: where it is computed.
-        structured: (method state, W) -> What as one program; operation by operation it can outlast
-            the training.
+        structured: (method state, W) -> the point to deploy as one program; operation by operation
+            it can outlast the training.
     """
 
     run: Run
@@ -157,7 +157,7 @@ class Task:
         return means | {name: derive(means["loss"]) for name, derive in recipe.derived.items()}
 
     def figures(self, params: nnx.State, train: Figures, test: Figures) -> Figures:
-        """Objective, loss and metrics on both sets from their sums, and the structure of W."""
+        """Objective, loss and metrics on both sets from their sums, and the structure."""
         recipe, regularizer = self.run.recipe, self.run.regularizer()
         figures: Figures = {}
         for part, sums in (("train", train), ("test", test)):
@@ -169,13 +169,25 @@ class Task:
             name: sparsity(params, regularizer),
         }
 
+    def deployed_figures(self, params: nnx.State, test: Figures) -> Figures:
+        """Of the point to deploy: what it does on the test set, and its structure."""
+        name, sparsity = self.run.recipe.sparsity
+        figures = {f"test_{name}": value for name, value in self.means(test).items()}
+        return figures | {name: sparsity(params, self.run.regularizer())}
+
     def figure_names(self) -> list[str]:
-        """An epoch's figures in reading order (compiled functions sort their dictionaries)."""
+        """An epoch's figures in reading order (compiled functions sort their dictionaries).
+
+        Of W; of the point to deploy, `structured_`, without a pass over training examples; of What,
+        `minimizer_`.
+        """
         recipe = self.run.recipe
         parts = [f"{part}_{name}" for part in ("train", "test") for name in recipe.figures]
         names = ["objective", *parts, recipe.sparsity[0]]
-        structured = [f"structured_{name}" for name in names]
-        return [*names, *structured, "solver_iterations", "solver_residual"]
+        deployed = [name for name in names if name.startswith("test_") or name == names[-1]]
+        structured = [f"structured_{name}" for name in deployed]
+        minimizer = [f"minimizer_{name}" for name in names]
+        return [*names, *structured, *minimizer, "solver_iterations", "solver_residual"]
 
     def call(
         self,

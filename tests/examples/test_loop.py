@@ -92,7 +92,7 @@ def test_a_step_as_a_program_is_the_epoch_as_a_program(monkeypatch):
 def test_a_dense_method_has_no_solver_and_one_iterate(optimizer):
     row = fitted(tiny.tiny_run(optimizer, epochs=2)).rows[-1]
     assert row["solver_iterations"] == row["weighted_group_sparsity"] == 0
-    assert row["objective"] == row["structured_objective"] == row["train_loss"]
+    assert row["objective"] == row["minimizer_objective"] == row["train_loss"]
 
 
 def test_sgd_is_momentum_with_the_decay_in_the_gradient():
@@ -157,7 +157,7 @@ def test_a_memory_runs_through_a_pass_and_starts_anew_with_the_next(mode):
     assert memories == [4.0, 2.0, 6.0]
     # Evaluation has a memory of its own: 2, 4, 6 whatever training remembers.
     figures = program.evaluate(state)
-    assert figures["test_last"] == figures["structured_train_last"] == pytest.approx(4.0)
+    assert figures["test_last"] == figures["minimizer_train_last"] == pytest.approx(4.0)
     assert figures["test_double"] == pytest.approx(8.0)
 
 
