@@ -98,7 +98,7 @@ def plot_over_seeds(folder: Path, fits: Sequence[tuple[Run, Sequence[Fit]]]) -> 
         ("metric.png", f"test_{recipe.headline}", f"test {recipe.headline}"),
         ("structure.png", sparsity, sparsity.replace("_", " ")),
     ):
-        figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+        figure = Figure(figsize=(13, 4), dpi=130, layout="constrained")
         axes = figure.subplots(1, 3, sharey=True)
         points = (("", "W"), ("minimizer_", "Ŵ"), ("structured_", "what to deploy"))
         for ax, (prefix, point) in zip(axes, points, strict=True):
