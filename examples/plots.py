@@ -13,7 +13,7 @@ from examples.loop import Fit, Row
 from examples.recipe import Recipe, Run
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
-WEIGHTS, MINIMIZER, DEPLOYED = "#0072B2", "#D55E00", "#009E73"
+WEIGHTS, MINIMIZER, STRUCTURED = "#0072B2", "#D55E00", "#009E73"
 METHOD_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 # Dashes for ProxSSI, so that a curve which coincides with it still shows; dots for the dense ones.
 METHOD_LINES: tuple[Any, ...] = ("-", "-", "-", "-", (0, (2, 2)), (0, (1, 1)), (0, (1, 1)))
@@ -43,7 +43,7 @@ def plot_run(path: Path, run: Run, fit: Fit) -> None:
             color=MINIMIZER,
         )
         if name != "objective":
-            _curve(ax, fit.rows, f"structured_{name}", 0.0, label="to deploy", color=DEPLOYED)
+            _curve(ax, fit.rows, f"structured_{name}", 0.0, label="to deploy", color=STRUCTURED)
         _curve(ax, fit.rows, name, offset, label="training iterate W", color=WEIGHTS)
         _epochs_axis(ax, run)
     _objective_axis(axes[0])
