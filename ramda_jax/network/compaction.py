@@ -324,7 +324,8 @@ class Compact:
     ) -> None:
         """Write the compact model, program and parameters, as one file; `load_compact` reads it.
 
-        The program is StableHLO. Needs the package flatbuffers.
+        The program is StableHLO; results come in dicts, lists and tuples, whatever classes of the model's code they had.
+        Needs the package flatbuffers.
 
         Args:
           path: of the file.
@@ -349,7 +350,7 @@ class Compact:
         """
         traced = self._traced(args, kwargs) if args or kwargs else self._example
         inputs = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in traced.inputs]
-        run = lambda values, inputs: self._run(traced, self._grouped(values), inputs)
+        run = lambda values, inputs: _plain(self._run(traced, self._grouped(values), inputs))
         exported = jax_export.export(jax.jit(run), platforms=platforms)
         values, _, leaves = _floating(self.params)
         program = exported([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values], inputs)
@@ -436,6 +437,19 @@ def _floating(params: chex.ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
     pairs = zip(paths, leaves, mine, strict=True)
     named = [Leaf(path, tuple(x.shape), x.dtype) for path, x, ok in pairs if ok]
     return *apart(params, mine), named
+
+
+def _plain(tree: Any) -> Any:
+    """The same tree in containers that a reader without the model's code has: other nodes become tuples."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {name: _plain(x) for name, x in tree.items()}
+    children = jax.tree.leaves(tree, is_leaf=lambda x: x is not tree)
+    if len(children) == 1 and children[0] is tree:
+        return tree
+    made = map(_plain, children)
+    return list(made) if isinstance(tree, list) else tuple(made)
 
 
 def _longest(row: tuple[str, Leaf, Keep]) -> int:

@@ -40,7 +40,7 @@ def test_a_search_over_the_data_or_with_a_bad_value_is_one_clear_line(tmp_path, 
 
 @pytest.mark.parametrize("warm", [[], ["--warm"]], ids=["cold", "warm"])
 def test_a_path_compacts_every_point(warm, tmp_path, idx_dir, capsys, monkeypatch):
-    monkeypatch.setattr(compact, "_TURNS", 1)
+    monkeypatch.setattr(compact, "_TURNS", 2)
     monkeypatch.setattr(compact, "_SECONDS", 0.0)
     out = tmp_path / "path"
     command = ["mnist_linear", "--scale", "smoke", "--data-dir", str(idx_dir), "--out", str(out)]

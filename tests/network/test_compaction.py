@@ -3,7 +3,7 @@
 import functools
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import hypothesis
@@ -629,6 +629,11 @@ def test_clear_errors():
         small.apply({"a": small.params["a"]}, random(1, 4))
 
 
+class Results(NamedTuple):
+    outputs: jax.Array
+    more: Any
+
+
 def test_an_exported_model_runs_elsewhere(tmp_path):
     apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
     params = {"a": random(4, 8), "b": sparse_rows(random(8, 3, seed=1), [0, 1])}
@@ -649,6 +654,13 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
     np.save(files[2], random(2, 4))
     subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=tmp_path)
     np.testing.assert_allclose(np.load(files[1]), apply(params, random(2, 4)), atol=1e-5)
+    several = lambda p, x: Results(
+        apply(p, x), {"inputs": [x, None]}
+    )  # of a class that readers lack
+    rj.compact(several, params, random(2, 4)).export(tmp_path / "results", platforms=["cpu"])
+    found = rj.load_compact(tmp_path / "results")(random(2, 4))
+    assert type(found) is tuple
+    chex.assert_trees_all_close(found, tuple(several(params, random(2, 4))), atol=1e-5)
     any_number = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 4"), jnp.float32)
     small.export(tmp_path / "any", any_number)
     loaded = rj.load_compact(tmp_path / "any")
