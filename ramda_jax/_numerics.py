@@ -1,7 +1,7 @@
 """Small numerical helpers that methods, regularizers and solvers share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -77,6 +77,30 @@ def as_floats(bits: chex.Array) -> chex.Array:
     return jax.lax.bitcast_convert_type(bits, kind)
 
 
+def bitwise(
+    width: int,
+    zeros: Sequence[chex.Array],
+    holds: Callable[[list[chex.Array]], Sequence[chex.Array]],
+) -> list[chex.Array]:
+    """Of several conditions the largest integers of so many bits that meet them: found bit by bit, from the highest.
+
+    Args:
+      width: in bits.
+      zeros: a 0 for each, of its type.
+      holds: numbers -> of each whether its condition holds; true of 0, and it changes once.
+    """
+
+    def try_bit(k: chex.Array, found: list[chex.Array]) -> list[chex.Array]:
+        bits = [
+            jnp.left_shift(jnp.ones_like(p), jnp.asarray(width - 1 - k, p.dtype)) for p in found
+        ]
+        tried = [p | bit for p, bit in zip(found, bits, strict=True)]
+        rows = zip(holds(tried), tried, found, strict=True)
+        return [jnp.where(ok, t, p) for ok, t, p in rows]
+
+    return jax.lax.fori_loop(0, width, try_bit, list(zeros))
+
+
 @jax.jit
 def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
     """Which `count` entries of `sizes` >= 0 are the largest; of equals the first. A NaN is larger than any number.
@@ -95,23 +119,15 @@ def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
     zero = 0 * (count + jnp.max(bits, initial=0))  # of a type that varies over devices as they do
     number = lambda mask: jnp.sum(mask, dtype=integer)
 
-    def bitwise(width: int, holds: Callable[[chex.Array], chex.Array]) -> chex.Array:
-        """The largest integer of so many bits for which `holds`, which is true of 0 and changes once."""
-
-        def try_bit(k: chex.Array, found: chex.Array) -> chex.Array:
-            bit = jnp.left_shift(jnp.ones_like(found), jnp.asarray(width - 1 - k, integer))
-            tried = found | bit
-            return jnp.where(holds(tried), tried, found)
-
-        return jax.lax.fori_loop(0, width, try_bit, zero)
-
-    least = bitwise(jnp.iinfo(integer).bits - 1, lambda t: number(bits >= t) >= count)
+    width = jnp.iinfo(integer).bits - 1
+    (least,) = bitwise(width, [zero], lambda tried: [number(bits >= tried[0]) >= count])
     above, equal = bits > least, bits == least
     place = jnp.zeros(sizes.shape, integer)
     for axis, length in enumerate(sizes.shape):
         place = place * length + jax.lax.broadcasted_iota(integer, sizes.shape, axis)
     place, missing = cut_like(place, sizes), count - number(above)
-    end = bitwise(sizes.size.bit_length(), lambda p: number(equal & (place < p)) <= missing)
+    fits = lambda tried: [number(equal & (place < tried[0])) <= missing]
+    (end,) = bitwise(sizes.size.bit_length(), [zero], fits)
     return above | (equal & (place < end))
 
 

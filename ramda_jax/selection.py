@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ramda_jax._numerics import as_bits, as_floats
+from ramda_jax._numerics import as_bits, as_floats, bitwise
 from ramda_jax.subproblem import Names
 
 
@@ -93,20 +93,15 @@ def select(scores: Sequence[Scores], questions: Sequence[Question]) -> list[Answ
     def amounts(counts: Sequence[Sequence[chex.Array]]) -> list[chex.Array]:
         return [q.amount(own) for q, own in zip(questions, counts, strict=True)]
 
-    width = jnp.iinfo(kind).bits - 1
-
-    def round_(k: chex.Array, found: list[chex.Array]) -> list[chex.Array]:
-        # The largest number below which too little dies: the score at which the amount is reached.
-        bit = jnp.left_shift(jnp.ones([], kind), (width - 1 - k).astype(kind))
-        tried = [p | bit for p in found]
+    def too_few(tried: list[chex.Array]) -> list[chex.Array]:
+        """Below which numbers too little dies: the largest is the score at which the amount is reached."""
         dead = amounts(up_to([p - 1 for p in tried]))
-        rows = zip(questions, found, tried, dead, strict=True)
-        return [jnp.where(a >= q.target, p, t) for q, p, t, a in rows]
+        return [~(a >= q.target) for q, a in zip(questions, dead, strict=True)]
 
     # A zero of the type that counts have, on however many devices.
     everything = up_to([infinity] * len(questions))
     start = [0 * sum(own).astype(kind) for own in everything]
-    at = jax.lax.fori_loop(0, width, round_, start)
+    at = bitwise(jnp.iinfo(kind).bits - 1, start, too_few)
 
     with_it, without = up_to(at), up_to([p - 1 for p in at])
     below, above = _neighbours(mine, list(of.values()), at, infinity)

@@ -239,7 +239,7 @@ def first_solver_state(
     return SolverState(
         plan,
         strengths.stacked(values),
-        tuple(layout.cut_warm(plan.blocks, warm)),
+        layout.cut_warm(plan.blocks, warm),
         jnp.zeros((len(warm),), jnp.int32) if warm else None,
         jnp.zeros((len(warm),), _numerics.scalar_dtype()) if warm else None,
         _first_targets(plan, layout, masks) if masks else None,
@@ -251,7 +251,7 @@ def _first_targets(plan: Plan, layout: Layout, masks: list[Any]) -> TargetState:
     number = lambda: jnp.zeros((len(masks),), _numerics.scalar_dtype())
     count = lambda: jnp.zeros((len(masks),), jnp.int32)
     blocks = [plan.blocks[i] for i in plan.aimed]
-    laid = tuple(layout.cut_warm(blocks, masks))
+    laid = layout.cut_warm(blocks, masks)
     return TargetState(number(), number(), number(), number(), count(), count(), laid)
 
 

@@ -469,19 +469,22 @@ def choose(
     inputs: Inputs,
     wanted: Sequence[Wanted],
     old: TargetState,
+    entries: Callable[[int, chex.Array], dict[int, chex.Array]],
     look: Callable[[Inputs], Sequence[Look]],
 ) -> tuple[Inputs, TargetState]:
-    """The inputs with the strengths of all blocks that have a target.
+    """The inputs with the strengths of all blocks that have a target, and without what must stay dead.
 
     Args:
       job: of the step.
       rules: its targets.
-      inputs: of the step, of which what is masked is zero already (`cleared`).
+      inputs: of the step.
       wanted: of every rule.
       old: after the last step.
+      entries: (the place of a block, its mask) -> by the place of a leaf, which of its entries are masked.
       look: the inputs -> what this device sees of every block that has a target, in the order of `asked`.
     """
     places = asked(rules)
+    inputs = inputs._replace(leaves=_clear(rules, wanted, old, inputs.leaves, entries))
     looks = look(jax.lax.stop_gradient(inputs))
     scores = _scores(looks)
     rows: dict[int, _Row] = {}
@@ -636,21 +639,16 @@ def _remembered(
 # What settles: dead groups stay dead, because nothing that the subproblem is made of is left of them.
 
 
-def clear(
+def _clear(
     rules: Sequence[Rule],
     wanted: Sequence[Wanted],
     old: TargetState,
     leaves: Sequence[Leaf],
     entries: Callable[[int, chex.Array], dict[int, chex.Array]],
 ) -> tuple[Leaf, ...]:
-    """The leaves with what belongs to groups that must stay dead made 0.
+    """The leaves of the step with what belongs to groups that must stay dead made 0; arguments as those of `choose`.
 
     With V, x0 (or the parameter, which is zero there already) and the gradient 0, b = D x0 - v is 0, and so is X.
-
-    Args:
-      rules, wanted, old: as in `choose`.
-      leaves: of the step.
-      entries: (the place of a block, its mask) -> by the place of a leaf, which of its entries are masked.
     """
     new = list(leaves)
     places = asked(rules)

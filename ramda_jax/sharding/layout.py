@@ -28,9 +28,9 @@ class Together:
         """The arrays of the state's layout, one per parameter, from whole ones."""
         return list(arrays)
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[Any]:
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
         """The warm starts of the state's layout from whole ones."""
-        return list(warm)
+        return tuple(warm)
 
     def choose(
         self,
@@ -67,10 +67,9 @@ class OnMesh:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.lay(x, self.mesh, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[chex.Array]:
-        layouts = placement.warm_layouts(blocks, self.cuts, warm)
-        pairs = zip(warm, layouts, strict=True)
-        return [None if x is None else placement.lay(x, self.mesh, lay) for x, lay in pairs]
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
+        lay = lambda x, names: placement.lay(x, self.mesh, names)
+        return placement.map_warm(lay, blocks, self.cuts, warm)
 
     def choose(
         self,
@@ -107,13 +106,12 @@ def _choose(
         shape = lambda k: inputs.leaves[k].grad.shape
         return targets.masked_entries(job.blocks[i], mask, lambda: along_of(problems[i]), shape)
 
-    leaves = targets.clear(rules, wanted, old, inputs.leaves, entries)
     some = step.only(job, targets.asked(rules))
 
     def look(inputs: Inputs) -> list[Look]:
         return [Look(x) for x in backends.scores(some.job, some.of(inputs))]
 
-    return targets.choose(job, rules, inputs._replace(leaves=leaves), wanted, old, look)
+    return targets.choose(job, rules, inputs, wanted, old, entries, look)
 
 
 def _specs(layout: OnMesh, job: Job, inputs: Inputs) -> Inputs:
@@ -129,9 +127,7 @@ def _specs(layout: OnMesh, job: Job, inputs: Inputs) -> Inputs:
 
 
 def _warm_specs(layout: OnMesh, blocks: Sequence[Block], warm: Sequence[Any]) -> tuple[Any, ...]:
-    layouts = placement.warm_layouts(blocks, layout.cuts, warm)
-    pairs = zip(warm, layouts, strict=True)
-    return tuple(None if x is None else spec(lay) for x, lay in pairs)
+    return placement.map_warm(lambda _, names: spec(names), blocks, layout.cuts, warm)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -191,10 +187,8 @@ class Inside:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.part(x, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> list[chex.Array]:
-        layouts = placement.warm_layouts(blocks, self.cuts, warm)
-        pairs = zip(warm, layouts, strict=True)
-        return [None if x is None else placement.part(x, lay) for x, lay in pairs]
+    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
+        return placement.map_warm(placement.part, blocks, self.cuts, warm)
 
     def choose(
         self,

@@ -27,8 +27,8 @@ from ramda_jax.sharding.placement import (
     common_names,
     gather,
     group_names,
+    map_warm,
     part,
-    warm_layouts,
 )
 from ramda_jax.solvers import Solver
 from ramda_jax.solvers.newton import along_of
@@ -138,8 +138,7 @@ def choose(
     def entries(i: int, mask: chex.Array) -> dict[int, chex.Array]:
         return _masked_entries(job, i, ways[i], cuts, mask, inputs)
 
-    leaves = targets.clear(rules, wanted, old, inputs.leaves, entries)
-    return targets.choose(job, rules, inputs._replace(leaves=leaves), wanted, old, look)
+    return targets.choose(job, rules, inputs, wanted, old, entries, look)
 
 
 def _scores_of_spread(
@@ -200,11 +199,10 @@ def _whole(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Outputs:
     """Everything gathered, and this device's parts of what comes out."""
     out = backends.run(job, _gathered(job, cuts, inputs))
     columns = [_parts(column, cuts) for column in zip(*out.arrays, strict=True)]
-    pairs = zip(out.warm, warm_layouts(job.blocks, cuts, out.warm), strict=True)
     return out._replace(
         arrays=tuple(zip(*columns, strict=True)),
         updates=tuple(_parts(out.updates, cuts)),
-        warm=tuple(None if x is None else part(x, lay) for x, lay in pairs),
+        warm=map_warm(part, job.blocks, cuts, out.warm),
     )
 
 
@@ -215,9 +213,8 @@ def _gathered(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Inputs:
         Leaf(tuple(get(x, cut) for x in leaf.arrays), get(leaf.grad, cut), get(leaf.param, cut))
         for leaf, cut in zip(inputs.leaves, cuts, strict=True)
     )
-    pairs = zip(inputs.warm, warm_layouts(job.blocks, cuts, inputs.warm), strict=True)
-    warm = tuple(None if x is None else gather(x, lay, to="invarying") for x, lay in pairs)
-    return inputs._replace(leaves=leaves, warm=warm)
+    whole = lambda x, names: gather(x, names, to="invarying")
+    return inputs._replace(leaves=leaves, warm=map_warm(whole, job.blocks, cuts, inputs.warm))
 
 
 def _parts(xs: Sequence[chex.Array], cuts: Sequence[Cut]) -> list[chex.Array]:

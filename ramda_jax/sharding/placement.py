@@ -8,7 +8,7 @@ never stored.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -240,21 +240,23 @@ def separating_axes(blocks: Sequence[Block]) -> dict[int, Any]:
     return found
 
 
-def warm_layouts(
-    blocks: Sequence[Block], cuts: Sequence[Cut], warm: Sequence[Any]
-) -> list[tuple[Names, ...]]:
-    """How the warm start of every block is cut; where there is none, as a scalar."""
-    layouts: list[tuple[Names, ...]] = []
-    for block, x in zip(blocks, warm, strict=True):
-        if x is None:
-            layouts.append(())
-        elif block.is_single:
-            layouts.append(cuts[block.members[0].leaf].layout(x.shape))
-        elif len(x.shape) == 1 and len(block.members) > 1:
-            layouts.append((common_names(block, cuts),))
-        else:
-            layouts.append(((),) * len(x.shape))
-    return layouts
+def map_warm(
+    function: Callable[[Any, tuple[Names, ...]], Any],
+    blocks: Sequence[Block],
+    cuts: Sequence[Cut],
+    warm: Sequence[Any],
+) -> tuple[Any, ...]:
+    """A function of the warm start of every block, or of what is laid out like it, and of how it is cut; None of None."""
+    pairs = zip(blocks, warm, strict=True)
+    return tuple(None if x is None else function(x, _warm_layout(b, cuts, x)) for b, x in pairs)
+
+
+def _warm_layout(block: Block, cuts: Sequence[Cut], warm: Any) -> tuple[Names, ...]:
+    if block.is_single:
+        return cuts[block.members[0].leaf].layout(warm.shape)
+    if len(warm.shape) == 1 and len(block.members) > 1:
+        return (common_names(block, cuts),)
+    return ((),) * len(warm.shape)
 
 
 def common_names(block: Block, cuts: Sequence[Cut]) -> Names:

@@ -120,11 +120,8 @@ def _shardings(
     solver = jax.tree.map(lambda _: whole, state.solver)
 
     def of_blocks(blocks: Sequence[Block], arrays: Sequence[Any]) -> tuple[Any, ...]:
-        layouts = placement.warm_layouts(blocks, cuts, arrays)
-        return tuple(
-            None if x is None else NamedSharding(mesh, placement.spec(lay))
-            for x, lay in zip(arrays, layouts, strict=True)
-        )
+        sharding = lambda _, names: NamedSharding(mesh, placement.spec(names))
+        return placement.map_warm(sharding, blocks, cuts, arrays)
 
     solver = solver._replace(warm=of_blocks(state.solver.plan.blocks, state.solver.warm))
     if state.solver.targets is not None:
