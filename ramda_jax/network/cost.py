@@ -100,16 +100,18 @@ def needed(
         for slices in space.readers:
             alive |= _rows(slices, np.asarray(values[number[slices.path]]) != 0).any(axis=1)
         for slices in space.writers:
-            mask = needed[number[slices.path]]
-            view = slices.view
-            window, axes = _index(view.window), view.axes
-            shape = view.viewed(slices.path, slices.shape)
-            full = np.transpose(
-                alive.reshape([shape[a] for a in axes]), [axes.index(a) for a in sorted(axes)]
-            )
-            full = np.expand_dims(full, tuple(d for d in range(len(shape)) if d not in axes))
-            mask[window] &= np.broadcast_to(full, shape).reshape(mask[window].shape)
+            leave_only(slices, needed[number[slices.path]], alive)
     return needed
+
+
+def leave_only(slices: Slices, mask: np.ndarray, alive: np.ndarray) -> None:
+    """Make a parameter's mask false, in place, at the slices of channels that are not alive."""
+    window, axes = _index(slices.view.window), slices.view.axes
+    shape = slices.view.viewed(slices.path, slices.shape)
+    order = [axes.index(a) for a in sorted(axes)]
+    full = np.transpose(alive.reshape([shape[a] for a in axes]), order)
+    full = np.expand_dims(full, tuple(d for d in range(len(shape)) if d not in axes))
+    mask[window] &= np.broadcast_to(full, shape).reshape(mask[window].shape)
 
 
 def _rows(slices: Slices, mask: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from ramda_jax.network.flat import (
     Flat,
     carry_bounds,
     programs,
+    while_bounds,
 )
 from ramda_jax.network.masks import POOLS, is_elementwise, is_lookup, padded, reshape_groups
 from ramda_jax.network.needs import Indices, Keep, Plan
@@ -480,8 +481,8 @@ def _carried(step: _Step, end: Sequence[chex.Array]) -> list[chex.Array]:
 
 
 def _while(step: _Step) -> Any:
-    p, kept = step.params, step.inner.carry
-    first, last = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    kept = step.inner.carry
+    first, last = while_bounds(step.equation.equation)
     condition, body = programs(step.equation.equation)
     plans = step.inner.programs
     carry = step.operands[last:]

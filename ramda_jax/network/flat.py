@@ -59,6 +59,12 @@ def carry_bounds(equation: Any) -> tuple[int, int]:
     return whole - carried, whole
 
 
+def while_bounds(equation: Any) -> tuple[int, int]:
+    """Of the operands of a while: where the constants of its condition end, and those of its body."""
+    p = equation.params
+    return p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+
+
 class Constant(NamedTuple):
     """An operand that is none of the values: a literal, or a constant of the jaxpr."""
 

@@ -34,6 +34,7 @@ from ramda_jax.network.flat import (
     carry_bounds,
     names,
     operations,
+    while_bounds,
 )
 from ramda_jax.network.trace import Program
 
@@ -824,7 +825,7 @@ class _Walker:
 
     def do_while(self, equation: Any, operands: list[Value]) -> list[Value]:
         p = equation.params
-        n, m = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        n, m = while_bounds(equation)
         begin = self.enter(operands[m:])
         for value in self.closed(p["cond_jaxpr"], [*operands[:n], *begin]):
             self.flush(value, "a reduction over it ends a loop")

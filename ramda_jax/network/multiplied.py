@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ramda_jax.network.flat import Atom, Constant, Equation, Flat, carry_bounds, programs
+from ramda_jax.network.flat import (
+    Atom,
+    Constant,
+    Equation,
+    Flat,
+    carry_bounds,
+    programs,
+    while_bounds,
+)
 from ramda_jax.network.masks import MOVES, is_elementwise
 
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
@@ -70,8 +78,8 @@ def _made(equation: Equation, operands: list[Origin], found: set[int]) -> list[O
         first, last = carry_bounds(equation.equation)
         return _loop(body, operands[:first], operands[first:last], operands[last:], found)
     if name == "while":
-        p, (condition, body) = equation.equation.params, programs(equation.equation)
-        first, last = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        condition, body = programs(equation.equation)
+        first, last = while_bounds(equation.equation)
         made = _loop(body, operands[first:last], operands[last:], [], found)
         _run(condition, [*operands[:first], *made], found)
         return made

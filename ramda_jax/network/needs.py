@@ -20,7 +20,15 @@ import jax
 import numpy as np
 
 from ramda_jax.network import masks as rules
-from ramda_jax.network.flat import Atom, Constant, Equation, Flat, carry_bounds, programs
+from ramda_jax.network.flat import (
+    Atom,
+    Constant,
+    Equation,
+    Flat,
+    carry_bounds,
+    programs,
+    while_bounds,
+)
 from ramda_jax.network.masks import Cut, Mask
 
 # Indices that are kept along one axis: (number kept,), or (slices, number kept) where each slice of a stack has its own;
@@ -386,9 +394,8 @@ class _While:
     def __init__(
         self, equation: Equation, masks: Sequence[Mask], cuts: Sequence[Cut], stacks: Sequence[bool]
     ) -> None:
-        p = equation.equation.params
         self.condition, self.body = programs(equation.equation)
-        self.first, self.last = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        self.first, self.last = while_bounds(equation.equation)
         constants, own = masks[self.first : self.last], cuts[self.first : self.last]
         needs = lambda masks, cuts: Needs(self.body, [*constants, *masks], [*own, *cuts])
         made = lambda masks, cuts: needs(masks, cuts).outputs()

@@ -14,7 +14,7 @@ from ramda_jax import _numerics
 from ramda_jax.network import cost
 from ramda_jax.network.flow import Use
 from ramda_jax.network.roles import Roles
-from ramda_jax.network.spaces import Slices, Space
+from ramda_jax.network.spaces import Space
 from ramda_jax.network.trace import Leaf
 
 
@@ -72,8 +72,9 @@ def price(
         for i, space in enumerate(found):
             dead = int(rng.integers(0, max(space.number, 1)))
             living[t, i] = 1 - dead / space.number
+            alive = np.arange(space.number) >= dead
             for slices in space.readers:
-                _kill(slices, values[path[slices.path]], dead)
+                cost.leave_only(slices, values[path[slices.path]], alive)
         needed = cost.needed(leaves, found, values)
         for k, role in enumerate(every):
             if touched[k]:
@@ -96,15 +97,3 @@ def _monomials(places: Sequence[int]) -> list[tuple[int, ...]]:
     """1, and the products of one or two of the shares."""
     pairs = itertools.combinations_with_replacement(places, 2)
     return [(), *((i,) for i in places), *pairs]
-
-
-def _kill(slices: Slices, mask: np.ndarray, dead: int) -> None:
-    """Make the slices of the first `dead` channels zero, in place."""
-    view = slices.view
-    window = tuple(slice(a, b) for a, b in slices.window)
-    shape = view.viewed(slices.path, slices.shape)
-    alive = (np.arange(slices.number) >= dead).reshape([shape[a] for a in view.axes])
-    order = [view.axes.index(a) for a in sorted(view.axes)]
-    full = np.transpose(alive, order)
-    full = np.expand_dims(full, tuple(d for d in range(len(shape)) if d not in view.axes))
-    mask[window] &= np.broadcast_to(full, shape).reshape(mask[window].shape)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ramda_jax.network.flat import REDUCTIONS, Constant, Equation, Flat, carry_bounds, programs
+from ramda_jax.network.flat import (
+    REDUCTIONS,
+    Constant,
+    Equation,
+    Flat,
+    carry_bounds,
+    programs,
+    while_bounds,
+)
 from ramda_jax.network.masks import has_rule
 from ramda_jax.network.multiplied import PRODUCTS, Origin, beginning, origins
 from ramda_jax.network.needs import InnerPlan, Plan
@@ -95,9 +103,8 @@ class _Walk:
             first, last = carry_bounds(equation.equation)
             check = 0
         else:
-            p = equation.equation.params
-            check = p["cond_nconsts"]
-            first, last = p["body_nconsts"], len(operands) - check
+            check, end = while_bounds(equation.equation)
+            first, last = end - check, len(operands) - check
         own, carried = operands[check:], slice(first, last)
         carry = needed[: last - first]
         asked: list[Names] = []
