@@ -22,6 +22,7 @@ from examples.models.convnet import ConvNet
 from examples.models.gated_transformer import GatedTransformer
 from examples.models.resnet import ResNet
 from examples.models.vgg import VGG
+from examples.timing import seconds_per_call
 from ramda_jax.assignment import resolve
 from ramda_jax.subproblem import Along
 
@@ -59,17 +60,6 @@ def with_zeros(assignment: Any, params: Any, share: float, seed: int = 0) -> Any
     return treedef.unflatten(leaves)
 
 
-def seconds(call: Callable[..., Any], *arguments: Any, at_least: float = 0.05) -> float:
-    """Per call, of as many as take this long."""
-    times, start = 0, time.perf_counter()
-    while True:
-        jax.block_until_ready(call(*arguments))
-        times += 1
-        passed = time.perf_counter() - start
-        if passed > at_least:
-            return passed / times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -103,7 +93,7 @@ def main() -> None:
                 whole, part = dense(sparse, x), cut(small.params, x)
                 error = float(jnp.max(jnp.abs(whole - part)) / jnp.max(jnp.abs(whole)))
                 turns = [
-                    (seconds(dense, sparse, x), seconds(cut, small.params, x))
+                    (seconds_per_call(dense, sparse, x), seconds_per_call(cut, small.params, x))
                     for _ in range(args.repeats)
                 ]
                 low, middle, high = np.quantile([a / b for a, b in turns], [0.25, 0.5, 0.75])

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from examples import timing
+
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "torch")
 
 
@@ -67,11 +69,7 @@ def compare(contender: Contender, baseline: Contender) -> dict[str, Any]:
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, first and third quartile, number."""
-    if len(values) == 1:
-        low = high = values[0]
-    else:
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": statistics.median(values), "low": low, "high": high, "count": len(values)}
+    return {**timing.spread(values), "count": len(values)}
 
 
 def compiled(

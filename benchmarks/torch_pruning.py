@@ -29,9 +29,10 @@ from flax import nnx
 
 import ramda_jax as rj
 from benchmarks import measure
-from benchmarks.compaction import seconds, with_zeros
+from benchmarks.compaction import with_zeros
 from examples.models.convnet import ConvNet
 from examples.models.resnet import ResNet
+from examples.timing import seconds_per_call
 
 Params = dict[str, Any]
 
@@ -114,7 +115,7 @@ def torch_lenet(torch: Any, weights: Params) -> Any:
 def torch_resnet(torch: Any, weights: Params) -> Any:
     """`examples.models.resnet.ResNet` with the stem for small images."""
 
-    class Block(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    class Block(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]  # torch may be missing
         def __init__(self, weights: Params, stride: int) -> None:
             super().__init__()
             self.reduce = torch_conv_norm(torch, weights["reduce"], 1)
@@ -303,7 +304,7 @@ def row(name: str, cut: Cut, x: Any, turns: int) -> list[str]:
     """Exactness and time with one batch."""
     whole, small = (call(x) for call in cut.calls)
     error = np.max(np.abs(whole - small)) / np.max(np.abs(whole))
-    times = [[seconds(call, x) for call in cut.calls] for _ in range(turns)]
+    times = [[seconds_per_call(call, x) for call in cut.calls] for _ in range(turns)]
     ratio = measure.times(measure.spread([a / b for a, b in times]))
     both = [1e3 * statistics.median(part) for part in zip(*times, strict=True)]
     before, after = cut.parameters
@@ -360,6 +361,7 @@ def main() -> None:
 
 def _packages() -> tuple[Any, Any]:
     try:
+        # Types are checked where neither is installed.
         import torch  # type: ignore[import-not-found, unused-ignore]
         import torch_pruning  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:

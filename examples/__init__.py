@@ -12,7 +12,7 @@
 | `loop.py`, `checkpoint.py` | epochs, their figures, and checkpoints between them |
 | `digests.py`, `folder.py`, `interrupt.py`, `quiet.py` | what a run may meet: damage, full disks, other runs, signals |
 | `report.py`, `plots.py` | what a run leaves behind |
-| `compact.py` | the trained model made smaller, compared, timed, exported |
+| `compact.py`, `timing.py` | the trained model made smaller, compared, timed, exported |
 | `classification.py`, `language.py`, `speech.py` | losses and metrics; text drawn from a model |
 | `griffin_lim.py` | spectrograms -> sound |
 | `train.py`, `compare.py`, `search.py`, `path.py`, `generate.py` | the commands |

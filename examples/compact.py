@@ -29,6 +29,7 @@ from examples.folder import writing
 from examples.loop import Fit
 from examples.recipe import RecipeError
 from examples.task import Task, add, make_model
+from examples.timing import seconds_per_call, spread
 
 SIZES = (1, 128)
 """Examples a call, of which latencies are measured."""
@@ -359,18 +360,9 @@ def latency(task: Task, variables: Variables, small: Smaller, inputs: Any) -> La
     both, memory = calls(task, variables, small, examples), task.memory(examples)
     for call in both:
         jax.block_until_ready(call(inputs, memory))  # compiled
-    turns = [tuple(_seconds(call, inputs, memory) for call in both) for _ in range(_TURNS)]
+    seconds = lambda call: seconds_per_call(call, inputs, memory, at_least=_SECONDS)
+    turns = [tuple(map(seconds, both)) for _ in range(_TURNS)]
     return Latency(examples, *zip(*turns, strict=True))
-
-
-def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
-    number, begun = 0, time.perf_counter()
-    while True:
-        jax.block_until_ready(call(*arguments))
-        number += 1
-        passed = time.perf_counter() - begun
-        if passed > _SECONDS:
-            return passed / number
 
 
 def summary(
@@ -411,12 +403,6 @@ def summary(
         "device": jax.devices()[0].device_kind,
         "versions": report.versions(),
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": statistics.median(values), "low": low, "high": high}
 
 
 def table(content: Mapping[str, Any]) -> Table:

@@ -22,6 +22,7 @@ from examples.folder import claimed, writing
 from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
 from examples.recipes import find
 from examples.train import (
+    add_optimizer,
     argument_parser,
     parse_command,
     run_command,
@@ -38,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(
         "python -m examples.path", "Train a recipe over strengths; compact and time every point."
     )
-    parser.add_argument(
-        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
-    )
+    add_optimizer(parser)
     parser.add_argument(
         "--warm",
         action="store_true",

@@ -23,6 +23,7 @@ from examples.overrides import RecipeError
 from examples.recipe import Run, make_run, split_overrides
 from examples.recipes import find
 from examples.train import (
+    add_optimizer,
     argument_parser,
     parse_command,
     run_command,
@@ -38,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(
         "python -m examples.search", "Train one method of a recipe with many settings."
     )
-    parser.add_argument(
-        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
-    )
+    add_optimizer(parser)
     options = parse_command(parser, arguments)
     return run_command(lambda: _search(options))
 

@@ -27,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if SIGINT or SIGTERM ended it.
     """
     parser = argument_parser("python -m examples.train", "Train one recipe with one method.")
-    parser.add_argument(
-        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
-    )
+    add_optimizer(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -176,6 +174,13 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
         help="join the other processes of this run, on this host or on others",
     )
     return parser
+
+
+def add_optimizer(parser: argparse.ArgumentParser) -> None:
+    """The option of the commands that train one method."""
+    parser.add_argument(
+        "--optimizer", metavar="NAME", default="ramda", help="the method (default: ramda)"
+    )
 
 
 def start_devices(options: argparse.Namespace) -> tuple[parallel.OneDevice, Console]:
