@@ -9,6 +9,7 @@ which the turn at hand takes its row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -142,10 +143,55 @@ def _at(array: chex.Array, axis: int, places: np.ndarray, turn: Any, unique: boo
     if places.ndim == 2:
         if turn is None:
             return jnp.take_along_axis(array, _row(places, axis, array.ndim, None), axis)
-        return jnp.take(array, jnp.asarray(places)[turn], axis=axis, mode="clip")
+        return _gathered(array, jnp.asarray(places)[turn], axis, unique)
     if len(places) and (np.diff(places) == 1).all():
         return jax.lax.slice_in_dim(array, int(places[0]), int(places[-1]) + 1, axis=axis)
+    return _gathered(array, jnp.asarray(places), axis, unique)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _gathered(array: chex.Array, places: chex.Array, axis: int, unique: bool) -> chex.Array:
+    """`jnp.take`, in the way that is fast where it runs.
+
+    XLA for CPUs puts the axis that is taken from first, and transposes back after whatever elementwise operations come
+    next: two passes with strides. Taken entry by entry it stays in place and is part of the loop of its readers; on a TPU
+    that reads the array once an entry. GPUs do either in one loop. (jaxlib 0.10 to 0.12; benchmarks/RESULTS.md, Compaction)
+    """
+    return jax.lax.platform_dependent(
+        array,
+        places,
+        cpu=functools.partial(_by_entry, axis=axis),
+        default=functools.partial(_take, axis=axis, unique=unique),
+    )
+
+
+@_gathered.defjvp
+def _gathered_jvp(axis: int, unique: bool, primals: Any, tangents: Any) -> Any:
+    # The transpose of `take` adds slices, that of single entries adds them one by one.
+    (array, places), (tangent, _) = primals, tangents
+    return _gathered(array, places, axis, unique), _take(tangent, places, axis, unique)
+
+
+def _take(array: chex.Array, places: chex.Array, axis: int, unique: bool) -> chex.Array:
     return jnp.take(array, places, axis=axis, mode="clip", unique_indices=unique)
+
+
+def _by_entry(array: chex.Array, places: chex.Array, axis: int) -> chex.Array:
+    others = tuple(d for d in range(array.ndim) if d != axis)
+    shape = [*array.shape]
+    shape[axis] = len(places)
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=(),
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+        operand_batching_dims=others,
+        start_indices_batching_dims=others,
+    )
+    starts = jax.lax.broadcast_in_dim(places, (*shape, 1), (axis,))
+    one = (1,) * array.ndim
+    return jax.lax.gather(
+        array, starts, numbers, one, mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    )
 
 
 def _row(table: np.ndarray, axis: int, ndim: int, turn: Any) -> chex.Array:

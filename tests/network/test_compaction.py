@@ -215,6 +215,35 @@ def test_residual_channels_that_others_need_are_gathered():
     assert small.widths() == {"embed": (4, d), "up": (6, 9), "down": (9, d), "head": (6, 3)}
 
 
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(st.data(), st.integers(1, 3), st.integers(0, 2))
+def test_what_is_gathered_is_linear_with_its_transpose(data, ndim, axis):
+    """Forward and backward derivatives, batches of them, and places that are only known when it runs."""
+    axis = min(axis, ndim - 1)
+    size = data.draw(st.integers(2, 7))
+    some = st.sets(st.integers(0, size - 1), min_size=1)
+    have, want = (np.array(sorted(data.draw(some))) for _ in range(2))
+    shape = [2] * ndim
+    shape[axis] = len(have)
+    x = random(*shape)
+    matrix = np.equal.outer(want, have).astype(np.float32)  # of the map along the axis
+    multiplied = lambda m, y: np.moveaxis(np.tensordot(m, np.asarray(y), (1, axis)), 0, axis)
+    take = lambda y: pieces.taken(y, axis, have, want, size)
+    found, pull = jax.vjp(take, x)
+    np.testing.assert_array_equal(found, multiplied(matrix, x))
+    np.testing.assert_array_equal(jax.jvp(take, (x,), (2 * x,))[1], multiplied(matrix, 2 * x))
+    back = random(*found.shape, seed=1)
+    np.testing.assert_array_equal(pull(back)[0], multiplied(matrix.T, back))
+    np.testing.assert_array_equal(jax.vmap(take)(jnp.stack([x, -x]))[1], -found)
+    order = data.draw(st.permutations(range(size)))
+    table = np.stack([want, np.sort(order[: len(want)])])
+    shape[axis] = size
+    turned = jax.jit(lambda y, turn: pieces.taken(y, axis, None, table, size, turn))
+    for turn, places in enumerate(table):
+        all_there = random(*shape, seed=2)
+        np.testing.assert_array_equal(turned(all_there, turn), jnp.take(all_there, places, axis))
+
+
 def test_dead_dimensions_of_a_residual_stream_go():
     """What no embedding and no layer writes: the norms count it as the zero that it is."""
     make, inputs = MODELS["gated transformer"]
@@ -227,6 +256,41 @@ def test_dead_dimensions_of_a_residual_stream_go():
 
     small = check(apply, jax.tree_util.tree_map_with_path(dead, params), *inputs)
     assert not any(16 in shape for shape in small.widths().values())
+
+
+class Normalized(nnx.Module):
+    """Channels that a norm looks at four at a time."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.a = nnx.Conv(3, 12, (3, 3), rngs=rngs)
+        self.norm = nnx.GroupNorm(12, num_groups=3, rngs=rngs)
+        self.b = nnx.Conv(12, 5, (1, 1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.b(nnx.relu(self.norm(self.a(x)))).mean((1, 2))
+
+
+def test_a_norm_over_groups_of_channels_needs_all_of_a_group():
+    """Whole groups that nobody reads go; of others only what nobody reads of the result, and zeros that are written."""
+    apply, _ = parts(Normalized(nnx.Rngs(0)))
+
+    def widths(unread: list[int], unwritten: list[int]) -> tuple[int, int, int]:
+        model = nnx.merge(*nnx.split(Normalized(nnx.Rngs(0))))
+        model.a.bias[...] = jnp.ones(12)
+        dead = jnp.zeros(12, bool)
+        written = ~dead.at[jnp.asarray(unwritten, int)].set(True)
+        read = ~dead.at[jnp.asarray(unread, int)].set(True)
+        model.a.kernel[...] = model.a.kernel[...] * written
+        model.b.kernel[...] = model.b.kernel[...] * read[:, None]
+        small = check(apply, nnx.state(model, nnx.Param), images(1, 6, 6, 3))
+        a, norm, b = (small.widths()[name] for name in ("a/kernel", "norm/scale", "b/kernel"))
+        assert "reduce_sum over it" in small.report().arrays["a/kernel"].readers
+        return a[3], norm[0], b[2]
+
+    assert widths([0, 1, 2, 3], []) == (8, 8, 8)
+    assert widths([0, 1, 5], []) == (12, 9, 9)
+    assert widths([], [0, 4, 8]) == (9, 12, 12)
+    assert widths([0, 4, 8], [0, 4, 8]) == (9, 9, 9)
 
 
 def test_attention_loses_heads():
@@ -635,8 +699,12 @@ class Results(NamedTuple):
 
 
 def test_an_exported_model_runs_elsewhere(tmp_path):
-    apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
-    params = {"a": random(4, 8), "b": sparse_rows(random(8, 3, seed=1), [0, 1])}
+    def apply(p, x):
+        h = x @ p["a"]  # of which both take something else
+        return jnp.tanh(h) @ p["b"] + h @ p["c"]
+
+    dead = lambda seed, rows: sparse_rows(random(8, 3, seed=seed), rows)
+    params = {"a": random(4, 8), "b": dead(1, [0, 3]), "c": dead(2, [1, 5])}
     small = rj.compact(apply, params, random(2, 4))
     small.export(tmp_path / "model")
     loaded = rj.load_compact(tmp_path / "model")
