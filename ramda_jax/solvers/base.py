@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import chex
+import jax
+import jax.numpy as jnp
 
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers import secular
@@ -65,7 +67,11 @@ class Solver(abc.ABC):
 
 
 class WholeSolver(Solver):
-    """A solver that treats each block by itself, as one array."""
+    """A solver that treats each block by itself, as one array.
+
+    Blocks alike (of one shape and dtype, with the same kind of regularizer) share a program: they are solved one after the
+    other in a loop, so that compilation takes its time per kind, not per block. What comes out does not depend on it.
+    """
 
     @abc.abstractmethod
     def solve_one(
@@ -73,12 +79,32 @@ class WholeSolver(Solver):
     ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
         """(x, warm, iterations, residual) of one problem, started from its warm start."""
 
+    def shares(self, psi: Regularizer) -> bool:
+        """Whether a program is worth sharing: not where it is elementwise, since sharing copies its arrays."""
+        return True
+
     def solve(
         self, problems: Sequence[Subproblem], warm: Sequence[Any], arrange: Arrangement
     ) -> list[Solution]:
         del arrange
+        wholes = [problem.whole() for problem in problems]
+        alike: dict[Any, list[int]] = {}
+        for i, pair in enumerate(zip(wholes, warm, strict=True)):
+            leaves, structure = jax.tree.flatten(pair)
+            kind = (structure, *map(jax.typeof, leaves))
+            alike.setdefault(kind if self.shares(wholes[i].psi) else i, []).append(i)
+        found: dict[int, tuple[chex.Array, Any, chex.Array, chex.Array]] = {}
+        for places in alike.values():
+            if len(places) == 1:
+                found[places[0]] = self.solve_one(wholes[places[0]], warm[places[0]])
+                continue
+            pairs = [(wholes[i], warm[i]) for i in places]
+            stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *pairs)
+            solved = jax.lax.map(lambda pair: self.solve_one(*pair), stacked)
+            for k, i in enumerate(places):
+                found[i] = jax.tree.map(lambda x, k=k: x[k], solved)
         solutions = []
-        for problem, old in zip(problems, warm, strict=True):
-            x, *rest = self.solve_one(problem.whole(), old)
+        for i, problem in enumerate(problems):
+            x, *rest = found[i]
             solutions.append(Solution(problem.split(x), *rest))
         return solutions

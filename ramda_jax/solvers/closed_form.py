@@ -21,6 +21,9 @@ class ClosedForm(base.WholeSolver):
     def supports(self, psi: Regularizer) -> bool:
         return psi.closed_form
 
+    def shares(self, psi: Regularizer) -> bool:
+        return not psi.closed_form
+
     def solve_one(
         self, problem: Whole, warm: Any
     ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:

@@ -191,3 +191,37 @@ def test_momentum_never_makes_q_rise(seed):
     q = [float(accelerated(v, x0, jnp.asarray(d), start, k)[1]) for k in range(1, 70)]
     assert np.diff(q).max() <= 1e-12 * abs(q[0])
     assert q[-1] < q[0]
+
+
+@pytest.mark.parametrize("method", [rj.ramda, rj.prox_sgd], ids=["iterated", "closed form"])
+def test_matrices_of_one_shape_share_a_program_and_are_solved_as_if_alone(method):
+    """Two kinds here: a matrix, twice, and a stack of two."""
+    psis = {
+        "a": rj.NuclearNorm(0.1),
+        "b": rj.NuclearNorm(0.05),
+        "c": rj.NuclearNorm(0.2, row_axes=1, stack_axes=0),
+    }
+    shapes = {"a": (12, 5), "b": (12, 5), "c": (2, 6, 5)}
+    rng = np.random.default_rng(0)
+    draw = lambda: {k: jnp.asarray(rng.standard_normal(n)) for k, n in shapes.items()}
+    params, grads = draw(), [draw() for _ in range(3)]
+
+    def run(names):
+        pick = lambda tree: {k: tree[k] for k in names}
+        tx = method(0.1, pick(psis))
+        program = (
+            jax.jit(tx.update).lower(pick(params), tx.init(pick(params)), pick(params)).compile()
+        )
+        w, state = pick(params), tx.init(pick(params))
+        for g in grads:
+            updates, state = program(pick(g), state, w)
+            w = optax.apply_updates(w, updates)
+        return program.as_text().count("lapack_dsyevd"), w, rj.solver_stats(state)
+
+    number, together, stats = run(shapes)
+    numbers = {}
+    for name in shapes:
+        numbers[name], alone, own = run(name)
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-9, atol=1e-12)
+        assert stats[f"iterations/{name}"] == own[f"iterations/{name}"]
+    assert number == numbers["a"] + numbers["c"]
