@@ -1,0 +1,1 @@
+"""What targets give: identification, settling, and accuracy against FLOPs beside pruning."""
