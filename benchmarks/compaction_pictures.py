@@ -1,4 +1,4 @@
-"""The pictures of docs/compaction.md.
+"""The pictures of docs/compaction.md, and the README's of sizes.
 
     python -m benchmarks.compaction_pictures [--out docs]
 
@@ -121,6 +121,34 @@ def picture_of_times(path: Path, trained: dict[str, Any]) -> None:
     figure.savefig(path)
 
 
+def picture_of_sizes(path: Path, trained: dict[str, Any]) -> None:
+    """What is left of every trained model, and what that does to its results: the README's picture."""
+    again = ("multiples", "statistics")  # the same models, compacted in another way
+    plain = {name: m for name, m in trained.items() if not any(word in name for word in again)}
+    figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    place = np.arange(len(plain))[::-1]
+    left = [100 / m["parameters"]["ratio"] for m in plain.values()]
+    ax.barh(place, 100.0, 0.7, color=_ZERO, label="as trained, zeros included")
+    ax.barh(place, left, 0.7, color=STRUCTURED, label="compact")
+    for y, m in zip(place, plain.values(), strict=True):
+        before, after = m["parameters"]["whole"], m["parameters"]["compact"]
+        metric, digits = (
+            ("accuracy", ".4f") if "accuracy" in m["figures"]["whole"] else ("perplexity", ".2f")
+        )
+        whole, compact = (m["figures"][point][metric] for point in ("whole", "compact"))
+        text = f"{before:,} to {after:,}, test {metric} {whole:{digits}} and {compact:{digits}}"
+        ax.annotate(text, (101, y), va="center", fontsize=8, annotation_clip=False)
+    ax.set_yticks(place, list(plain), fontsize=8)
+    ax.set_xlim(0, 160)
+    ax.set_xticks(range(0, 101, 25))
+    ax.set_xlabel("% of the parameters", loc="left", fontsize=8)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def picture_of_coupled(path: Path, sides: dict[str, Any]) -> None:
     """Parameters left of the same zeros."""
     figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
@@ -148,6 +176,7 @@ def main() -> None:
     results = json.loads(RESULTS.read_text())
     picture_of_weights(args.out / "compaction-weights.png")
     picture_of_times(args.out / "compaction-times.png", results["trained"])
+    picture_of_sizes(args.out / "sizes.png", results["trained"])
     picture_of_coupled(args.out / "compaction-coupled.png", results["side_by_side"])
 
 

@@ -23,5 +23,7 @@ def test_the_picture_of_weights_shows_what_is_cut(tmp_path, monkeypatch):
     pictures.main()
     drawn = sorted(path.name for path in tmp_path.iterdir())
     page = Path("docs/compaction.md").read_text()
-    assert drawn == [f"compaction-{name}.png" for name in ("coupled", "times", "weights")]
-    assert all(f"({name})" in page for name in drawn)
+    compaction = [f"compaction-{name}.png" for name in ("coupled", "times", "weights")]
+    assert drawn == [*compaction, "sizes.png"]
+    assert all(f"({name})" in page for name in compaction)
+    assert "docs/sizes.png" in Path("README.md").read_text()
