@@ -26,7 +26,15 @@ class Parameter(NamedTuple):
 
 
 class Assignment(abc.ABC):
-    """A rule that says which parameters are regularized, and how. Not callable: it is not a schedule."""
+    """A rule that says which parameters are regularized, and how. Not callable: it is not a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> isinstance(rj.kernels(rj.L1(0.1)), rj.Assignment)
+      True
+      >>> rj.kernels(rj.L1(0.1)).assign({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)})
+      {'bias': None, 'kernel': L1(strength=0.1)}
+    """
 
     @abc.abstractmethod
     def blocks(self, params: Sequence[Parameter]) -> list[Block]:

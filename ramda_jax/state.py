@@ -107,6 +107,12 @@ class ProximalState(NamedTuple):
       method: the method's accumulators.
       solver: `SolverState`; one number where params have no leaves: a leaf, so that `optax.tree.map_params`, which makes
         a state of such params, finds no parameters in it.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> state = rj.ramda(0.1, rj.GroupLasso(0.1)).init({"kernel": jnp.ones((3, 2))})
+      >>> int(state.count), state.method.grad_sum["kernel"].shape
+      (0, (3, 2))
     """
 
     count: chex.Array

@@ -60,6 +60,12 @@ def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Ar
 
     Args, returns, raises: as `group_sparsity`.
 
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"a": {"kernel": jnp.zeros((1, 6))}, "b": {"kernel": jnp.array([[0.0, 0.0], [0.0, 1.0]])}}
+      >>> print(rj.weighted_group_sparsity(params, rj.GroupLasso(0.1)))  # 6 + 2 of 10 entries
+      0.8
+
     Source: Huang & Lee, NeurIPS 2024, Section 5.
     """
     rows = _regularized(params, regularizer, "groups")
@@ -78,6 +84,11 @@ def low_rank_level(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
     A singular value counts as zero up to rounding of the stored entries; see `NuclearNorm.zero_groups`.
 
     Args, returns, raises: as `group_sparsity`.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.low_rank_level({"kernel": jnp.ones((4, 4))}, rj.NuclearNorm(0.1)))  # one of four singular values is left
+      0.75
 
     Source: Huang & Lee, NeurIPS 2024, Section 5.
     """
@@ -110,6 +121,11 @@ def objective(
 
     Raises:
       ValueError: as `ramda` would for this regularizer.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.objective(2.0, {"kernel": jnp.array([[-1.0, 3.0]])}, rj.L1(0.5)))
+      4.0
     """
     return _numerics.as_scalar(loss) + _penalty(params, regularizer, count)
 
@@ -127,6 +143,20 @@ def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
 
     Returns:
       Python numbers, or tracers under jit.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"dense": {"kernel": jnp.array([[0.0, 0.0], [0.0, 1.0]]), "bias": jnp.zeros(2)}}
+      >>> for name, value in rj.summary(params, rj.GroupLasso(0.1)).items():  # any logger: log(name, value, step)
+      ...     print(f"{name}: {value:.4g}")
+      dense/kernel/groups: 2
+      dense/kernel/zero_groups: 1
+      dense/kernel/group_sparsity: 0.5
+      group_sparsity: 0.5
+      weighted_group_sparsity: 0.5
+      regularization: 0.1414
+      nonzero_parameters: 1
+      parameters: 6
     """
     rows = _regularized(params, regularizer)
     out: dict[str, Any] = {}

@@ -1,11 +1,15 @@
 """The code of README and docs runs as it stands, prints what it says, and links lead somewhere."""
 
+import importlib.util
+import inspect
 import pathlib
 import re
 
 import jax
 import numpy as np
 import pytest
+
+import ramda_jax as rj
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -46,11 +50,13 @@ def test_the_code_of_a_page_runs(path):
 def test_ten_minutes_end_in_zeros_and_a_smaller_model(capsys):
     names = run("docs/tutorials/ten-minutes.md")
     printed = capsys.readouterr().out.splitlines()
-    described = promised("docs/tutorials/ten-minutes.md")
+    described = promised("docs/tutorials/ten-minutes.md")[
+        :-2
+    ]  # then figures, which rounding changes
     assert printed[: len(described)] == described
-    first, second, last = names["history"]
-    assert first[0] == second[0] == 0  # W is dense until late
-    assert min(first[1:] + second[1:]) > 0
+    middle, last = names["history"]
+    assert middle[0] == 0  # W is dense until late
+    assert min(middle[1:]) > 0
     assert len(set(last)) == 1
     assert last[0] > 0.2
     report = names["small"].report()
@@ -133,3 +139,41 @@ def test_the_readmes_links_of_its_own_are_in_one_place():
 
 def test_the_readme_is_narrow():
     assert max(map(len, (ROOT / "README.md").read_text().splitlines())) < 120
+
+
+@pytest.mark.parametrize("name", rj.__all__)
+def test_every_public_name_is_documented_with_an_example(name):
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    found = re.findall(rf"\.\. auto(\w+):: ramda_jax\.{name}\n", pages)
+    thing = getattr(rj, name)
+    assert found == ["class" if inspect.isclass(thing) else "function"]
+    assert "\nExample:\n" in inspect.cleandoc(thing.__doc__)
+    assert ">>> " in thing.__doc__
+
+
+def test_docstrings_become_what_the_site_shows():
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = """Of |x| and a_*.
+
+      y = x_i * 2
+
+    `One` thing.
+
+    Args:
+      x: a `name`,
+        and more.
+
+    Example:
+      >>> 1 + 1
+      2
+
+    Source: A,
+    B."""
+    lines = [line for line in module.converted(inspect.cleandoc(text).splitlines()) if line]
+    assert lines == [
+        r"Of \|x\| and a\_\*.", "::", "  y = x_i * 2", "``One`` thing.",
+        "**Args**", "``x``", "    a ``name``,", "    and more.",
+        "**Example**", ">>> 1 + 1", "2", "**Source**", "A,", "B.",
+    ]  # fmt: skip

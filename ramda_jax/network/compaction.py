@@ -146,6 +146,16 @@ class Compact:
 
     Attributes:
       params: a tree like the one that was given, of smaller arrays.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, ramda_jax as rj
+      >>> apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+      >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2)).at[1].set(0.0)}  # nobody reads the second of four
+      >>> small = rj.compact(apply, params, jnp.ones((1, 3)), low_rank=False)
+      >>> jax.tree.map(jnp.shape, small.params)
+      {'a': (3, 3), 'b': (3, 2)}
+      >>> small.apply(small.params, jnp.ones((5, 3))).shape
+      (5, 2)
     """
 
     def __init__(
@@ -528,6 +538,15 @@ def load_compact(path: str | Path) -> Loaded:
 
     Raises:
       ValueError: if the file is none of these.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj, tempfile
+      >>> small = rj.compact(lambda p, x: x @ p["a"], {"a": jnp.eye(3)[:, :2]}, jnp.ones((1, 3)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     small.export(f"{folder}/model", platforms=("cpu",))
+      ...     model = rj.load_compact(f"{folder}/model")
+      >>> print(model(jnp.array([[1.0, 2.0, 3.0]])))
+      [[1. 2.]]
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -30,6 +30,13 @@ class Network:
 
     Attributes:
       paths, shapes: of its parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+      >>> net = rj.network(apply, {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((1, 3)))
+      >>> net.roles("b"), [space.number for space in net.spaces()]
+      (('in', 'out'), [4])
     """
 
     def __init__(self, program: Program, call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:

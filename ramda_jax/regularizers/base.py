@@ -81,6 +81,12 @@ class Regularizer(abc.ABC):
       convex: whether psi is convex.
       structure: the name of what it creates: "groups" (zero groups), "rank" or "signs".
       scored: the field of the strength that `scores` are in the units of; None: there are no scores.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> psi, x = rj.GroupLasso(0.5), jnp.array([[3.0, 4.0], [0.0, 0.0]])
+      >>> float(psi.value(x)), psi.num_groups(x.shape), psi.zero_groups(x).tolist()
+      (3.535533905029297, 2, [False, True])
     """
 
     closed_form: ClassVar[bool] = False

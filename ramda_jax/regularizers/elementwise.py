@@ -82,6 +82,11 @@ class ElasticNet(Elementwise):
       l1: >= 0, weight of the absolute values.
       l2: >= 0, weight of half the squares.
 
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.ElasticNet(l1=1.0, l2=1.0).prox(jnp.array([3.0, -0.5]), 1.0))
+      [1. 0.]
+
     Source: Zou & Hastie, Regularization and variable selection via the elastic net, JRSS B 2005.
     """
 
@@ -108,6 +113,11 @@ class L0(Elementwise):
     """psi(x) = strength * (number of nonzero entries). Nonconvex.
 
     prox(x, step) = x where x^2 > 2 step strength, else 0 (the tie goes to zero); the global minimiser.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.L0(0.5).prox(jnp.array([3.0, 0.5, 1.0]), 1.0))
+      [3. 0. 0.]
 
     Source: Blumensath & Davies, Iterative thresholding for sparse approximations, JFAA 2008.
     """
@@ -182,6 +192,11 @@ class LHalf(_Power):
 
     prox(x, step) is zero up to |x| = 3/2 (step strength)^(2/3), and jumps there.
 
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> [round(float(x), 2) for x in rj.LHalf(1.0).prox(jnp.array([1.5, 1.6]), 1.0)]
+      [0.0, 1.13]
+
     Source: Xu, Chang, Xu & Zhang, L1/2 regularization: a thresholding representation theory, IEEE TNNLS 2012;
     in a diagonal metric: Yun, Lozano & Yang, NeurIPS 2021.
     """
@@ -198,6 +213,11 @@ class LTwoThirds(_Power):
     """psi(x) = strength sum_i |x_i|^(2/3). Nonconvex; the prox is the global minimiser.
 
     prox(x, step) is zero up to |x| = 2 (2/3 step strength)^(3/4), and jumps there.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> [round(float(x), 2) for x in rj.LTwoThirds(1.0).prox(jnp.array([1.4, 1.6]), 1.0)]
+      [0.0, 0.91]
 
     Source: Cao, Sun & Xu, Fast image deconvolution using closed-form thresholding formulas of Lq (q = 1/2, 2/3)
     regularization, JVCIR 2013; in a diagonal metric: Yun, Lozano & Yang, NeurIPS 2021.
@@ -216,6 +236,11 @@ class Binarize(Elementwise):
 
     prox(x, step) = sign(x) (1 + soft(|x| - 1, step strength)): weights move towards +-1 and stay there. Nonconvex;
     the global minimiser. It favours signs, not zeros.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.Binarize(0.5).prox(jnp.array([0.2, 0.8, -1.7]), 1.0))
+      [ 0.7  1.  -1.2]
 
     Source: Bai, Wang & Liberty, ProxQuant: quantized neural networks via proximal operators, ICLR 2019.
     """

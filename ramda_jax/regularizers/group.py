@@ -209,6 +209,13 @@ class SparseGroupLasso(GroupNorm):
       group: >= 0, weight of the group norms.
       group_axis, size_weighted: as in `GroupLasso`.
 
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> psi = rj.SparseGroupLasso(l1=1.0, group=0.5, size_weighted=False)
+      >>> print(psi.prox(jnp.array([[4.0, 0.5], [1.25, 1.0]]), 1.0))  # entries shrink by 1, then rows by 0.5
+      [[2.5 0. ]
+       [0.  0. ]]
+
     Source: Simon, Friedman, Hastie & Tibshirani, A sparse-group lasso, JCGS 2013.
     """
 
@@ -259,6 +266,14 @@ class GroupMCP(GroupNorm):
       strength: lambda >= 0.
       gamma: > 0; infinity would be the group lasso.
       group_axis, size_weighted: as in `GroupLasso`.
+
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> psi = rj.GroupMCP(1.0, gamma=2.0, size_weighted=False)
+      >>> print(psi.prox(jnp.array([[0.6, 0.0], [1.5, 0.0], [3.0, 4.0]]), 1.0).round(2))  # zero, shrunk, as it was
+      [[0. 0.]
+       [1. 0.]
+       [3. 4.]]
 
     Source: Zhang, Nearly unbiased variable selection under minimax concave penalty, Annals of Statistics 2010;
     Breheny & Huang, Group descent algorithms, Statistics and Computing 2015.

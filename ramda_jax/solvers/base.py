@@ -29,6 +29,11 @@ class Solver(abc.ABC):
       separable: whether the solution of a part of a block that psi does not connect with the rest
         (`Regularizer.separable_axes`) is the same with or without the rest.
       spans: whether it can solve for groups that lie across devices.
+
+    Example:
+      >>> import ramda_jax as rj
+      >>> rj.Newton().supports(rj.GroupLasso(0.1)), rj.Newton().supports(rj.NuclearNorm(0.1))
+      (True, False)
     """
 
     separable: ClassVar[bool] = False

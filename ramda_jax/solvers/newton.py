@@ -31,6 +31,14 @@ class Newton(base.Solver):
     Raises:
       ValueError: for constants out of range.
 
+    Example:
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> params = {"kernel": jnp.arange(6.0).reshape(3, 2)}
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(0.1), solver=rj.Newton(tolerance=1e-4, max_iterations=5))
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> rj.solver_stats(state)["iterations"] <= 5
+      True
+
     Source: derived in `ramda_jax.solvers.secular`; it replaces Algorithm 2 of Huang & Lee, NeurIPS 2024.
     """
 

@@ -79,6 +79,11 @@ class ProximalGradient(_KeepsSolution):
     Raises:
       ValueError: for constants out of range.
 
+    Example:
+      >>> import ramda_jax as rj
+      >>> tx = rj.ramda(0.1, rj.GroupLasso(0.1), solver=rj.ProximalGradient())  # as in the paper
+      >>> low_rank = rj.ramda(0.1, rj.NuclearNorm(0.1), solver=rj.ProximalGradient(max_iterations=5, rtol=1e-3))
+
     Source: Huang & Lee, NeurIPS 2024, Algorithm 2.
     """
 
@@ -117,6 +122,11 @@ class AcceleratedProximalGradient(_KeepsSolution):
 
     Raises:
       ValueError: for constants out of range.
+
+    Example:
+      >>> import ramda_jax as rj
+      >>> solver = rj.AcceleratedProximalGradient(tolerance=1e-3)
+      >>> tx = rj.ramda(0.1, rj.GroupMCP(0.1, gamma=3.0), solver=solver)
 
     Source: Beck & Teboulle, FISTA, SIAM J. Imaging Sciences 2009; O'Donoghue & Candes, Adaptive restart for accelerated
     gradient schemes, FoCM 2015.
