@@ -4,6 +4,8 @@ Every method minimises, per parameter, <v, X> + 1/2 <X - x0, D (X - x0)> + w psi
 the gradients (`methods`). What psi is (`regularizers`) and how the minimiser is found (`solvers`) are independent choices.
 """
 
+from importlib import metadata as _metadata
+
 from ramda_jax import interop as interop  # tells other libraries
 from ramda_jax.assignment import Assignment, by_path, coupled, kernels
 from ramda_jax.inspect import describe, solver_stats, structured_params
@@ -48,7 +50,10 @@ from ramda_jax.structure import (
 from ramda_jax.subproblem import View
 from ramda_jax.targets import TargetSparsity
 
-__version__ = "0.1.0"
+try:
+    __version__ = _metadata.version("ramda-jax")
+except _metadata.PackageNotFoundError:  # sources on the path, never installed
+    __version__ = "unknown"
 
 __all__ = [
     "L0",

@@ -4,6 +4,8 @@ import importlib.util
 import inspect
 import pathlib
 import re
+import tomllib
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -135,6 +137,15 @@ def test_the_readmes_links_of_its_own_are_in_one_place():
     defined = set(re.findall(r"^\[(\w+)\]: ", text, re.MULTILINE))
     used = set(re.findall(r"\]\[(\w+)\]", text))
     assert used == defined
+
+
+def test_the_version_is_said_once_and_the_citation_agrees():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert cited == [newest[1]] == [project["version"]]
+    assert rj.__version__ == metadata.version("ramda-jax")
 
 
 def test_the_readme_is_narrow():
