@@ -17,7 +17,7 @@ from rich.console import Console
 from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, any_in
 from examples.data import Dataset, Stream
-from examples.folder import claimed, writing
+from examples.folder import claimed, output_folder, writing
 from examples.recipe import (
     Recipe,
     RecipeError,
@@ -70,7 +70,7 @@ def _compare(options: argparse.Namespace) -> int:
     recipe = find(options.recipe)
     names = options.methods.split(",") if options.methods else list(recipe.methods)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides), names)
-    out = options.out or Path("runs") / f"{recipe.name}-compare"
+    out = output_folder(options, f"{recipe.name}-compare")
     with claimed(out):
         dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
         results = [(run, *_fits(run, dataset, out, options, devices, console)) for run in runs]

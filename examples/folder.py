@@ -1,7 +1,9 @@
 """The folder that a run leaves its files in: it can be written, and no other run writes there."""
 
+import argparse
 import errno
 import fcntl
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,12 +14,47 @@ from examples import parallel
 from examples.recipe import RecipeError
 
 LOCK = "run.lock"
+ROOT = Path("runs")
+
+# Where one of these is, a run has left its results.
+_RESULTS = ("summary.json", "metrics.csv", "comparison.csv", "search.csv", "path.csv")
 
 # What an operating system says of a place that cannot be written; anything else is a bug.
 _UNWRITABLE = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOSPC,
     errno.ENOTDIR, errno.EPERM, errno.EROFS,
 }  # fmt: skip
+
+
+def output_folder(options: argparse.Namespace, name: str) -> Path:
+    """The folder that a command is to write into, in which no results are lost.
+
+    Without `--out` it is `runs/NAME`, or where that holds results `runs/NAME-2` and so on; with `--resume` the last of
+    them that there is.
+
+    Raises:
+        RecipeError: `--out` holds results.
+    """
+    resume = getattr(options, "resume", False)
+    if options.out is None:
+        numbered = (ROOT / (name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+        found = list(itertools.takewhile(_holds_results, numbered))
+        free = ROOT / (f"{name}-{len(found) + 1}" if found else name)
+        chosen = found[-1] if resume and found and not free.exists() else free
+        if options.overwrite:
+            chosen = ROOT / name
+    else:
+        chosen = options.out
+        if _holds_results(chosen) and not (resume or options.overwrite) and parallel.leads():
+            raise RecipeError(
+                f"--out {chosen}: holds the results of an earlier run: give another --out, or --overwrite"
+            )
+    parallel.together("folder")  # before the first process writes there
+    return chosen
+
+
+def _holds_results(path: Path) -> bool:
+    return any((path / name).exists() for name in _RESULTS)
 
 
 def make_folder(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """Fields of (nested) frozen dataclasses by dotted names: listing, parsing and replacing them."""
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -10,6 +11,18 @@ T = TypeVar("T")
 
 class RecipeError(Exception):
     """What was asked for does not exist or makes no sense. The message names it, in one line."""
+
+
+def likely(name: str, names: Iterable[str]) -> str:
+    """What a mistyped name may have meant, to end a message with.
+
+    >>> likely("epoch", ("epochs", "batch_size"))
+    ' (did you mean epochs?)'
+    >>> likely("nonsense", ("epochs", "batch_size"))
+    ''
+    """
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def split_overrides(arguments: Sequence[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import make_array_from_single_device_arrays as _array
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -389,6 +390,12 @@ def initialize() -> None:
 def leads() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
+
+
+def together(point: str) -> None:
+    """Waits until every process of the run has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
 
 
 def is_key(leaf: Any) -> bool:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from examples import compact, loop, parallel, plots, report
 from examples.data import Dataset, Stream
-from examples.folder import claimed, writing
+from examples.folder import claimed, output_folder, writing
 from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
 from examples.recipes import find
 from examples.train import (
@@ -60,7 +60,7 @@ def _path(options: argparse.Namespace) -> int:
         split_overrides(options.overrides),
     )
     recipe = runs[0].recipe
-    out = options.out or Path("runs") / f"{recipe.name}-{options.optimizer}-path"
+    out = output_folder(options, f"{recipe.name}-{options.optimizer}-path")
     rows: list[dict[str, Any]] = []
     with claimed(out):
         dataset = recipe.load(options.data_dir)

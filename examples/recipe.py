@@ -14,7 +14,14 @@ from flax import nnx
 
 import ramda_jax as rj
 from examples.methods import Method, Stages
-from examples.overrides import RecipeError, field_types, parse, replace_fields, split_overrides
+from examples.overrides import (
+    RecipeError,
+    field_types,
+    likely,
+    parse,
+    replace_fields,
+    split_overrides,
+)
 
 __all__ = ["Recipe", "RecipeError", "Run", "Settings", "make_run", "split_overrides"]
 
@@ -210,12 +217,16 @@ def make_run(
     """
     method = find_method(recipe, optimizer)
     if scale not in SCALES:
-        raise RecipeError(f"scale: expected one of {_names(SCALES)}, got {scale!r}")
+        raise RecipeError(
+            f"scale: expected one of {_names(SCALES)}, got {scale!r}{likely(scale, SCALES)}"
+        )
     types = run_fields(recipe, method)
     changes = scale_changes(recipe, optimizer, scale)
     for name, text in (overrides or {}).items():
         if name not in types:
-            raise RecipeError(f"{name}: no such field for {optimizer}, which has {_names(types)}")
+            raise RecipeError(
+                f"{name}: no such field for {optimizer}, which has {_names(types)}{likely(name, types)}"
+            )
         changes[name] = parse(name, types[name], text)
     run = changed(Run(recipe, optimizer, scale, recipe.settings, method), changes)
     run.recipe.check(run.recipe.load, run.recipe.model)
@@ -226,7 +237,10 @@ def make_run(
 def find_method(recipe: Recipe, optimizer: str) -> Method:
     """The method of this name, or a `RecipeError` that says which there are."""
     if optimizer not in recipe.methods:
-        raise RecipeError(f"methods: {recipe.name} has {_names(recipe.methods)}, got {optimizer!r}")
+        raise RecipeError(
+            f"methods: {recipe.name} has {_names(recipe.methods)}, got {optimizer!r}"
+            f"{likely(optimizer, recipe.methods)}"
+        )
     return recipe.methods[optimizer]
 
 
@@ -249,6 +263,21 @@ def run_fields(recipe: Recipe, method: Method) -> dict[str, Any]:
         **field_types(method),
         **field_types(recipe.model, "model."),
         **field_types(recipe.load, "data."),
+    }
+
+
+def run_settings(run: Run) -> dict[str, Any]:
+    """Value of every field of a run, by its name on the command line."""
+    parts = (
+        ("", run.settings),
+        ("", run.method),
+        ("model.", run.recipe.model),
+        ("data.", run.recipe.load),
+    )
+    return {
+        prefix + name: functools.reduce(getattr, name.split("."), part)
+        for prefix, part in parts
+        for name in field_types(part)
     }
 
 

@@ -98,18 +98,29 @@ def print_table(console: Console, results: Sequence[Result]) -> None:
     """Shows the table; where there is no terminal that would limit it, as wide as it is."""
     if not console.is_terminal:
         console = Console(file=console.file, width=_FILE_WIDTH, quiet=console.quiet)
-    console.print(result_table(results))
+    console.print(result_table(results, console.encoding))
 
 
-def result_table(results: Sequence[Result]) -> Table:
-    """What the last epoch came to, a column per method; mean and deviation over seeds."""
+def result_table(results: Sequence[Result], encoding: str = "utf-8") -> Table:
+    """What the last epoch came to, a column per method; mean and deviation over seeds.
+
+    Args:
+        encoding: of where it is shown; signs that it lacks are spelled out.
+    """
     table = Table(title=results[0][0].recipe.title)
     table.add_column("", no_wrap=True)
     for run, _, _ in results:
         table.add_column(run.optimizer, justify="right", no_wrap=True)
     for label, cells in _result_rows(results):
-        table.add_row(label, *cells)
+        table.add_row(*(_spelled(text, encoding) for text in (label, *cells)))
     return table
+
+
+def _spelled(text: str, encoding: str) -> str:
+    for sign, words in (("\u0174", "What"), ("\u00b1", "+-")):
+        if sign in text and sign.encode(encoding, "ignore").decode(encoding) != sign:
+            text = text.replace(sign, words)
+    return text
 
 
 def markdown_table(results: Sequence[Result], dataset: Dataset | Stream) -> str:

@@ -11,14 +11,13 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from examples import loop, parallel, report
 from examples.data import Dataset, Stream
-from examples.folder import claimed
+from examples.folder import claimed, output_folder
 from examples.overrides import RecipeError
 from examples.recipe import Run, make_run, split_overrides
 from examples.recipes import find
@@ -54,7 +53,7 @@ def _search(options: argparse.Namespace) -> int:
         (trial, make_run(recipe, options.optimizer, options.scale, trial))
         for trial in trials(overrides)
     ]
-    out = options.out or Path("runs") / f"{recipe.name}-{options.optimizer}-search"
+    out = output_folder(options, f"{recipe.name}-{options.optimizer}-search")
     with claimed(out):
         dataset = runs[0][1].recipe.load(options.data_dir)
         console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)

@@ -6,9 +6,11 @@ Leaves `metrics.csv`, `summary.json` and `curves.png` in the output folder, and 
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from rich.console import Console
@@ -17,8 +19,8 @@ import ramda_jax as rj
 from examples import compact, interrupt, loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
-from examples.folder import claimed, writing
-from examples.recipe import SCALES, RecipeError, Run, make_run, split_overrides
+from examples.folder import claimed, output_folder, writing
+from examples.recipe import SCALES, RecipeError, Run, make_run, run_settings, split_overrides
 from examples.recipes import RECIPES, find
 
 
@@ -65,7 +67,7 @@ def _train(options: argparse.Namespace) -> int:
     run = make_run(
         find(options.recipe), options.optimizer, options.scale, split_overrides(options.overrides)
     )
-    out = options.out or Path("runs") / f"{run.recipe.name}-{run.optimizer}"
+    out = output_folder(options, f"{run.recipe.name}-{run.optimizer}")
     if options.resume:
         require_any(out)  # before a folder is made for nothing
     with claimed(out):
@@ -139,10 +141,18 @@ def train_into(
 
 def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     """What the commands of this package have in common."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = argparse.ArgumentParser(prog=program, description=description, add_help=False)
+    parser.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="this; with a recipe, all its settings and their values",
+    )
+    parser.add_argument("--version", action="version", version=f"ramda_jax {rj.__version__}")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*",
         metavar="RECIPE [field=value ...]",
         help="recipe: "
         + ", ".join(f"{r.name} ({r.title})" for r in RECIPES.values())
@@ -158,7 +168,10 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for what the run leaves (default: under runs)",
+        help="folder for what the run leaves (default: one under runs that holds no results)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write over the results that are in the folder"
     )
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder with the data (default: built-in data)"
@@ -187,7 +200,7 @@ def start_devices(options: argparse.Namespace) -> tuple[parallel.OneDevice, Cons
     """The devices to train on, and where to print: only the first process does."""
     if options.distributed:
         parallel.initialize()
-    return parallel.choose(options.parallel), Console(quiet=not parallel.leads())
+    return parallel.choose(options.parallel), Console(quiet=options.quiet or not parallel.leads())
 
 
 def parse_command(
@@ -196,6 +209,8 @@ def parse_command(
     """Parses options, the recipe and its overrides, in any order."""
     options = parser.parse_intermixed_args(arguments)
     names = [word for word in options.words if "=" not in word]
+    if options.help:
+        parser.exit(run_command(lambda: _help(parser, options, names)))
     if not names:
         parser.error("the recipe is missing")
     options.recipe = names[0]
@@ -203,10 +218,41 @@ def parse_command(
     return options
 
 
+def _help(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str]
+) -> int:
+    """Prints how to use a command, or of a recipe its settings with the values that they would have."""
+    if not names:
+        parser.print_help()
+        return 0
+    recipe = find(names[0])
+    optimizer = getattr(options, "optimizer", next(iter(recipe.methods)))
+    overrides = split_overrides([word for word in options.words if word != names[0]])
+    run = make_run(recipe, optimizer, options.scale, overrides)
+    print(f"{recipe.name}: {recipe.title}")
+    print(f"methods: {', '.join(recipe.methods)}; scales: {', '.join(SCALES)}")
+    print(f"settings of {optimizer} at scale {options.scale}, to be given as name=value:")
+    values = run_settings(run)
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"  {name:<{width}}  {_as_typed(value)}".rstrip())
+    return 0
+
+
+def _as_typed(value: Any) -> str:
+    """A setting's value as a command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def run_command(command: Callable[[], int]) -> int:
     """The command's exit status; what the user can put right is one line on stderr and 2, a signal
     one line and 128 more than its number, as a shell has it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no terminal is too narrow for a run to go on
     try:
         with interrupt.handled():
             return command()

@@ -1,5 +1,6 @@
 """The recipes, by their names on the command line. A new one is a file here and an entry below."""
 
+from examples.overrides import likely
 from examples.recipe import Recipe, RecipeError
 from examples.recipes import (
     asterisk_tacotron2,
@@ -36,5 +37,7 @@ RECIPES: dict[str, Recipe] = {
 def find(name: str) -> Recipe:
     """The recipe of that name."""
     if name not in RECIPES:
-        raise RecipeError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+        raise RecipeError(
+            f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}{likely(name, RECIPES)}"
+        )
     return RECIPES[name]
