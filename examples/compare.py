@@ -17,7 +17,7 @@ from rich.console import Console
 from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, any_in
 from examples.data import Dataset, Stream
-from examples.folder import claimed, output_folder, writing
+from examples.folder import claimed, keep_results, output_folder, writing
 from examples.recipe import (
     Recipe,
     RecipeError,
@@ -72,6 +72,7 @@ def _compare(options: argparse.Namespace) -> int:
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides), names)
     out = output_folder(options, f"{recipe.name}-compare")
     with claimed(out):
+        keep_results(out, options)
         dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
         results = [(run, *_fits(run, dataset, out, options, devices, console)) for run in runs]
         if parallel.leads():

@@ -27,30 +27,36 @@ _UNWRITABLE = {
 
 
 def output_folder(options: argparse.Namespace, name: str) -> Path:
-    """The folder that a command is to write into, in which no results are lost.
+    """The folder that a command is to write into.
 
     Without `--out` it is `runs/NAME`, or where that holds results `runs/NAME-2` and so on; with `--resume` the last of
     them that there is.
+    """
+    if options.out is not None:
+        return options.out
+    numbered = (ROOT / (name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+    found = list(itertools.takewhile(_holds_results, numbered))
+    free = ROOT / (f"{name}-{len(found) + 1}" if found else name)
+    parallel.together("folder")  # before the first process writes there
+    if options.overwrite:
+        return ROOT / name
+    return found[-1] if _resumes(options) and found and not free.exists() else free
+
+
+def keep_results(path: Path, options: argparse.Namespace) -> None:
+    """Lets no command write over what another one left.
 
     Raises:
-        RecipeError: `--out` holds results.
+        RecipeError: the folder holds results, and nobody said that they may go or are gone on with.
     """
-    resume = getattr(options, "resume", False)
-    if options.out is None:
-        numbered = (ROOT / (name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
-        found = list(itertools.takewhile(_holds_results, numbered))
-        free = ROOT / (f"{name}-{len(found) + 1}" if found else name)
-        chosen = found[-1] if resume and found and not free.exists() else free
-        if options.overwrite:
-            chosen = ROOT / name
-    else:
-        chosen = options.out
-        if _holds_results(chosen) and not (resume or options.overwrite) and parallel.leads():
-            raise RecipeError(
-                f"--out {chosen}: holds the results of an earlier run: give another --out, or --overwrite"
-            )
-    parallel.together("folder")  # before the first process writes there
-    return chosen
+    if parallel.leads() and not (options.overwrite or _resumes(options)) and _holds_results(path):
+        raise RecipeError(
+            f"--out {path}: holds the results of an earlier run: give another --out, or --overwrite"
+        )
+
+
+def _resumes(options: argparse.Namespace) -> bool:
+    return getattr(options, "resume", False)  # not every command can
 
 
 def _holds_results(path: Path) -> bool:

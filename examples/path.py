@@ -18,7 +18,7 @@ from rich.table import Table
 
 from examples import compact, loop, parallel, plots, report
 from examples.data import Dataset, Stream
-from examples.folder import claimed, output_folder, writing
+from examples.folder import claimed, keep_results, output_folder, writing
 from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
 from examples.recipes import find
 from examples.train import (
@@ -63,6 +63,7 @@ def _path(options: argparse.Namespace) -> int:
     out = output_folder(options, f"{recipe.name}-{options.optimizer}-path")
     rows: list[dict[str, Any]] = []
     with claimed(out):
+        keep_results(out, options)
         dataset = recipe.load(options.data_dir)
         console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
         start = None

@@ -197,19 +197,21 @@ def _epochs_axis(ax: Axes, run: Run) -> None:
 
 
 def _objective_axis(ax: Axes, suffix: str = "") -> None:
-    ax.set_yscale("log", nonpositive="mask")
-    ax.set_ylim(bottom=max(_SMALLEST_GAP, ax.get_ylim()[0]))
+    if any(np.any(curve > 0) for curve in _curves(ax)):  # a single epoch is the lowest reached
+        ax.set_yscale("log", nonpositive="mask")
+        ax.set_ylim(bottom=max(_SMALLEST_GAP, ax.get_ylim()[0]))
     ax.set_title(f"training objective{suffix} minus lowest reached")
+
+
+def _curves(ax: Axes) -> list[np.ndarray]:
+    """What is drawn and has a name; not the marks of stages."""
+    named = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+    return [np.asarray(line.get_ydata(), dtype=float) for line in named]
 
 
 def _metric_axis(ax: Axes, title: str) -> None:
     """Leaves the first, steep epochs out of the range, so that the rest can be read."""
-    curves = [
-        np.asarray(line.get_ydata(), dtype=float)
-        for line in ax.lines
-        if not str(line.get_label()).startswith("_")
-    ]
-    settled = np.concatenate([curve[len(curve) // 20 :] for curve in curves])
+    settled = np.concatenate([curve[len(curve) // 20 :] for curve in _curves(ax)])
     settled = settled[np.isfinite(settled)]
     if settled.size:
         low, high = np.quantile(settled, 0.01), settled.max()

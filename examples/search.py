@@ -17,7 +17,7 @@ from rich.table import Table
 
 from examples import loop, parallel, report
 from examples.data import Dataset, Stream
-from examples.folder import claimed, output_folder
+from examples.folder import claimed, keep_results, output_folder
 from examples.overrides import RecipeError
 from examples.recipe import Run, make_run, split_overrides
 from examples.recipes import find
@@ -55,6 +55,7 @@ def _search(options: argparse.Namespace) -> int:
     ]
     out = output_folder(options, f"{recipe.name}-{options.optimizer}-search")
     with claimed(out):
+        keep_results(out, options)
         dataset = runs[0][1].recipe.load(options.data_dir)
         console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
         rows, silent = [], nullcontext(lambda row: None)

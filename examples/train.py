@@ -19,7 +19,7 @@ import ramda_jax as rj
 from examples import compact, interrupt, loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, require_any
 from examples.data import DataError, Dataset, Stream
-from examples.folder import claimed, output_folder, writing
+from examples.folder import claimed, keep_results, output_folder, writing
 from examples.recipe import SCALES, RecipeError, Run, make_run, run_settings, split_overrides
 from examples.recipes import RECIPES, find
 
@@ -71,6 +71,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume:
         require_any(out)  # before a folder is made for nothing
     with claimed(out):
+        keep_results(out, options)
         checkpoints = Checkpoints(out, run, run.settings.seed, options.resume)
         dataset = run.recipe.load(options.data_dir)
         program = loop.prepare(run, dataset, devices)

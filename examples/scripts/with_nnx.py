@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 import ramda_jax as rj
 
-STEPS = 300
+STEPS = 200
 
 
 class Network(nnx.Module):
