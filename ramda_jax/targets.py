@@ -44,7 +44,9 @@ class TargetSparsity(ScoredStrength):
     stage, where scores are noise. From `settle_step` on lambda is what it was just before, groups that were zero then stay
     zero, and lambda is multiplied by `relax` on the others, which may die too (`solver_stats` says how many).
 
-    Where the last stage has only a few hundred steps, `settle_step` is best left alone: the last restart.
+    `settle_step` is best left alone where the last stage has only a few hundred steps: the last restart. Within a stage
+    that another follows, lambda is relaxed at the start of that, since What would jump; until then it is lowered by as
+    little as keeps the others alive. Where none follows, a method that averages wants relax=1.
 
     Args:
       fraction: of what `of` counts that is to be zero, in [0, 1]: a number or a 0-d array. 0 is no strength at all; groups
@@ -273,13 +275,15 @@ class Wanted(NamedTuple):
       held: whether the strength stays as it is.
       settled: whether it does from now on, and what is dead stays dead.
       cleared: whether what the accumulators hold of dead groups may be other than zero.
-      relax: the factor from then on.
+      waits: whether it is settled and not relaxed yet: it is what it was, or as little less as keeps the others alive.
+      relax: the factor, where it does not wait.
     """
 
     fraction: chex.Array
     held: chex.Array
     settled: chex.Array
     cleared: chex.Array
+    waits: chex.Array
     relax: chex.Array
 
 
@@ -439,8 +443,20 @@ def _wanted(target: TargetSparsity, stages: tuple[int, ...], count: chex.Array) 
         # A later restart takes W^0 from W, an average that is not zero.
         for step in {settle, *(s for s in stages if s > settle)}:
             cleared = cleared | (count == step)
-    relax = _numerics.as_scalar(target.relax)
-    return Wanted(target.at_step(count), held, settled, cleared, relax)
+    waits = settled & ~_relaxes(target, stages, count)
+    relax = jnp.where(waits, 1.0, _numerics.as_scalar(target.relax))
+    return Wanted(target.at_step(count), held, settled, cleared, waits, relax)
+
+
+def _relaxes(target: TargetSparsity, stages: tuple[int, ...], count: chex.Array) -> chex.Array:
+    """Whether a strength that has settled is relaxed yet: not within the stage in which it did, if another follows.
+
+    A smaller strength moves every living group of What by the difference times w sqrt|g| / D, at once. Within a stage w
+    and D are sums over all its steps, and no step of the training so far was of that length; at its start they are new.
+    """
+    settle = _settle_step(target, stages)
+    later = [step for step in stages if settle is not None and step >= settle]
+    return count >= later[0] if later else jnp.ones([], bool)
 
 
 def asked(rules: Sequence[Rule]) -> list[int]:
@@ -567,6 +583,7 @@ def _rows(
 ) -> dict[int, _Row]:
     """The strengths of the blocks of a rule."""
     shared = answers[0]
+    _, shared_high = _inner(shared)
     previous = jnp.max(jnp.stack([old.strength[k] for k in at]))
     new = _strength(shared, previous)
     new = jnp.where(rule.target(wanted.fraction) > 0, new, jnp.zeros_like(new))
@@ -577,6 +594,9 @@ def _rows(
         own_low, own_high = _inner(own)
         strength = jnp.minimum(new, own_high.astype(new.dtype))
         strength = jnp.where(keeps, old.strength[k], strength)
+        # What is masked has the score 0, so that the interval is what keeps all others alive.
+        alive = jnp.minimum(shared_high, own_high).astype(new.dtype)
+        strength = jnp.where(wanted.waits, jnp.minimum(strength, alive), strength)
         # Of the two intervals the one it was taken from.
         apart = own_high.astype(new.dtype) < new
         low = jnp.where(apart, own_low, selection.as_floats(shared.low)).astype(new.dtype)

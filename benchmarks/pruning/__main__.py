@@ -49,9 +49,9 @@ def _plain(text: str) -> str:
     return text.replace(" %", "").replace(", ", "-").replace(" ", "-")
 
 
-def search_jobs() -> Iterable[Job]:
+def search_jobs(methods: Sequence[str]) -> Iterable[Job]:
     for choice in runs.CHOICES:
-        for method in runs.METHODS:
+        for method in methods:
             yield _search(method, choice), functools.partial(runs.run, method, choice, SEARCH())
 
 
@@ -68,22 +68,23 @@ def chosen(found: Found, method: str) -> runs.Choice:
     return max(complete, key=lambda choice: complete[choice]["accuracy"])
 
 
-def lenet_jobs(found: Found, shares: Sequence[float], seeds: int) -> Iterable[Job]:
-    """The methods turn by turn, so that a command which was stopped has all of them; the whole network comes last."""
+def lenet_jobs(
+    found: Found, methods: Sequence[str], shares: Sequence[float], seeds: int
+) -> Iterable[Job]:
+    """The methods turn by turn, so that a command which was stopped has all of them; then networks from their start."""
     for seed in range(seeds):
         for share in shares:
             setting = runs.Setting(share, seed)
-            for method in runs.METHODS:
+            for method in methods:
                 choice = chosen(found, method)
                 yield (
                     _lenet(method, choice, setting),
                     functools.partial(runs.run, method, choice, setting),
                 )
-            widths = lenet.even_widths(share)
-            yield _from_start(setting), functools.partial(runs.dense, widths, setting)
     for seed in range(seeds):
-        setting = runs.Setting(1.0, seed)
-        yield _from_start(setting), functools.partial(runs.dense, lenet.WIDTHS, setting)
+        for share in (*shares, 1.0):
+            setting, widths = runs.Setting(share, seed), lenet.even_widths(share)
+            yield _from_start(setting), functools.partial(runs.dense, widths, setting)
 
 
 def _lenet(method: str, choice: runs.Choice, setting: runs.Setting) -> str:
@@ -152,10 +153,18 @@ def settle_table(found: Found, seeds: int) -> None:
                     listed(rows, "accuracy", ".3f"),
                     listed(rows, "accuracy of the point to deploy", ".3f"),
                     listed(rows, "points off after settling", ".2f"),
+                    listed(rows, "groups off in a layer", ".0f") if "layer" in case else "-",
                     listed(rows, "died after settling", "d"),
                 ]
             )
-    header = ("target", "accuracy of W", "to deploy", "points off after settling", "died after it")
+    header = (
+        "target",
+        "accuracy of W",
+        "to deploy",
+        "points off after settling, all groups",
+        "groups off, worst layer",
+        "died after settling",
+    )
     show(header, lines)
 
 
@@ -249,6 +258,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--search", action="store_true", help="search before `lenet`")
+    parser.add_argument("--methods", nargs="+", choices=runs.METHODS, default=runs.METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shares", type=float, nargs="+", default=(0.2, 0.05, 0.5))
     parser.add_argument("--tables", action="store_true", help="run nothing")
@@ -267,8 +277,8 @@ def main() -> None:
         do(settle_jobs(options.seeds))
     if "lenet" in options.parts:
         if options.search:
-            do(search_jobs())
-        do(lenet_jobs(found, options.shares, options.seeds))
+            do(search_jobs(options.methods))
+        do(lenet_jobs(found, options.methods, options.shares, options.seeds))
     if "identify" in options.parts:
         identify_table(found, options.seeds)
     if "settle" in options.parts:

@@ -125,6 +125,8 @@ def even_widths(share: float, widths: Widths = WIDTHS) -> Widths:
     hidden layer is nearest to the common share.
     """
     budget = share * flops(WIDTHS)
+    if flops(widths) <= budget:
+        return widths
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2

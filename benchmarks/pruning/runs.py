@@ -25,7 +25,7 @@ from examples.data.idx import FashionMnist
 
 BATCH, EPOCHS = 128, 6
 DENSE_RATE, FINE_RATE = 1e-3, 2e-3
-RATES = {"ramda": 1e-2, "rmda": 0.5, "prox_adamw": 1e-3}
+RATES = {"ramda": 2e-2, "rmda": 0.5, "prox_adamw": 1e-3}
 # No convolution with one channel, or none: "tree" only.
 MIN_ALIVE = 0.05
 
@@ -48,7 +48,7 @@ class Choice:
 
 
 CHOICES = tuple(Choice(spread, until) for spread in ("layer", "tree") for until in (2, 3))
-METHODS = ("ramda", "rmda", "prox_adamw", "one-shot", "gradual")
+METHODS = ("ramda", "one-shot", "gradual", "rmda", "prox_adamw")
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ def transformation(
     """A method with its target, for so many steps."""
     rate = RATES[method]
     averages = method != "prox_adamw"
-    schedule: dict[str, Any] = rj.stages(rate, total) if averages else {"learning_rate": rate}
-    # Where stages start, with or without any.
-    grown, settle = 48 * total // 100, 8 * total // 10
+    schedule: dict[str, Any] = rj.stages(rate, total, 2) if averages else {"learning_rate": rate}
+    # Where the second of two stages starts, for those without stages, too.
+    settle = 7 * total // 10
     network = rj.network(lenet.apply, lenet.first(0), lenet.EXAMPLE)
 
     def channels(fraction: float, **options: Any) -> Any:
-        target = rj.TargetSparsity(fraction, ramp=grown, settle_step=settle, **options)
+        target = rj.TargetSparsity(fraction, ramp=8 * settle // 10, settle_step=settle, **options)
         return network.channels(rj.GroupLasso(target))
 
     if spread == "tree":

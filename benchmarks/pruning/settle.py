@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -11,7 +10,9 @@ from benchmarks.pruning.train import accuracy, on_device, steps_of, train
 from examples.data.idx import FashionMnist
 from examples.models.mlp import MLP
 
-WIDTHS, BATCH, EPOCHS, RATE = (784, 256, 128, 64, 10), 128, 6, 1e-2
+WIDTHS, BATCH, EPOCHS = (784, 256, 128, 64, 10), 128, 6
+# Two stages, so that more of the run is left after the target has settled; see RESULTS.md for others.
+RATE, STAGES = 2e-2, 2
 
 # Name -> (fraction, scope, whether it grows).
 CASES = {
@@ -28,22 +29,26 @@ def run(case: str, seed: int, epochs: int = EPOCHS, limit: int = 0) -> dict[str,
     graph, params = nnx.split(MLP(WIDTHS, rngs=nnx.Rngs(seed)))
     apply = lambda params, inputs: nnx.merge(graph, params)(inputs)
     total = epochs * steps_of(data, BATCH)
-    schedule = rj.stages(RATE, total)
+    schedule = rj.stages(RATE, total, STAGES)
     first, settle = schedule["restart_steps"][0], schedule["restart_steps"][-1]
     ramp = 8 * first // 10 if grows else None
     target = rj.TargetSparsity(fraction, scope=scope, relax=0.1, ramp=ramp)
     tx = rj.ramda(regularizer=rj.kernels(rj.GroupLasso(target)), **schedule)
-    look = lambda state: (state.solver.targets.fraction, state.solver.targets.died)
+    look = lambda state: (state.solver.targets.dead, state.solver.targets.died)
     params, state, seen = train(apply, tx, params, data, BATCH, seed, range(epochs), look)
-    shares = np.concatenate([s for s, _ in seen])
+    groups = np.array(WIDTHS[:-1])
+    dead = np.concatenate([dead for dead, _ in seen])[settle:]
+    wanted = np.round(fraction * groups)
     point = rj.structured_params(state, params)
-    zeros = [
-        np.mean(~np.any(x, axis=1)) for x in map(np.asarray, jax.tree.leaves(point)) if x.ndim == 2
-    ]
     return {
         "accuracy": accuracy(apply, params, data),
         "accuracy of the point to deploy": accuracy(apply, point, data),
-        "points off after settling": 100 * float(np.max(np.abs(shares[settle:] - fraction))),
+        "points off after settling": _most(100 * (dead.sum(axis=1) / groups.sum() - fraction)),
+        "groups off in a layer": _most(dead - wanted) if scope == "layer" else None,
         "died after settling": int(np.sum(seen[-1][1][-1])),
-        "zero groups of each layer": [float(z) for z in zeros],
+        "dead of each layer": dead[-1].tolist(),
     }
+
+
+def _most(x: np.ndarray) -> float:
+    return float(np.max(np.abs(x)))

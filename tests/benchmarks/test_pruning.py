@@ -33,6 +33,7 @@ def test_even_widths_take_the_flops_that_are_asked_for_and_no_more(share):
     assert 0.98 * share < left <= share
     shares = np.divide(lenet.even_widths(share), lenet.WIDTHS)
     assert shares.max() < 2.5 * shares.min()
+    assert lenet.even_widths(1.0) == lenet.WIDTHS
 
 
 def test_the_smallest_channels_are_cut_and_counted_as_compaction_counts(params):
