@@ -186,7 +186,7 @@ def smallest(params: Any, share: float, spread: str, min_alive: float) -> list[n
     least = [int(np.ceil(min_alive * w)) for w in WIDTHS]
     order = [(x[i] / x.mean(), k, i) for k, x in enumerate(found) for i in range(len(x))]
     for _, k, i in sorted(order):
-        if flops([m.sum() for m in masks]) <= share * flops(WIDTHS):
+        if flops([int(m.sum()) for m in masks]) <= share * flops(WIDTHS):
             break
         if masks[k].sum() > least[k]:
             masks[k][i] = False
