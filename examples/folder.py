@@ -50,8 +50,9 @@ def keep_results(path: Path, options: argparse.Namespace) -> None:
         RecipeError: the folder holds results, and nobody said that they may go or are gone on with.
     """
     if parallel.leads() and not (options.overwrite or _resumes(options)) and _holds_results(path):
+        go_on = "--resume to go on with it, " if hasattr(options, "resume") else ""
         raise RecipeError(
-            f"--out {path}: holds the results of an earlier run: give another --out, or --overwrite"
+            f"--out {path}: holds the results of an earlier run: give {go_on}another --out, or --overwrite"
         )
 
 
