@@ -112,7 +112,7 @@ def seed_of(*names: Any) -> list[int]:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_float64_follows_the_reference(method, name):
-    """W and What at every step, and their zeros; where a minimiser jumps: What is none worse than the reference's."""
+    """W and What at every step; where a minimiser jumps: of the first, all but the few entries that rounding decides."""
     rng = np.random.default_rng(seed_of(method, name))
     kind = KINDS[name]
     for case in range(CASES):
@@ -150,14 +150,12 @@ def test_short_floats_stay_finite_and_keep_their_kind(method, name, dtype):
     """Gradients of all sizes that the type has: shapes and dtypes stay, nothing is infinite or not a number, W + update has
     What's exact zeros where the momentum is one.
     """
-    if name == "nuclear norm":
-        # Squares of entries above 1e9 or so overflow in the splitting: where steps take the weights there, NaN.
-        pytest.xfail("a nuclear norm of weights whose squares overflow ends in NaN")
     rng = np.random.default_rng(seed_of(method, name, dtype))
     largest = float(jnp.finfo(dtype).max)
     for case in range(CASES):
         strength, params, grads = problem(rng, 20.0)
-        if case % 4 == 0:  # up to the largest number
+        # Up to the largest number; for the nuclear norm see below.
+        if case % 4 == 0 and name != "nuclear norm":
             grads = jax.tree.map(
                 lambda g: np.clip(g * 10 ** rng.uniform(0, 40), -largest, largest), grads
             )
@@ -173,6 +171,16 @@ def test_short_floats_stay_finite_and_keep_their_kind(method, name, dtype):
         if method.startswith("prox"):  # W is What
             for x, y in zip(jax.tree.leaves(w), jax.tree.leaves(what), strict=True):
                 np.testing.assert_array_equal(np.asarray(x) == 0, np.asarray(y) == 0, where)
+
+
+@pytest.mark.xfail(strict=True, reason="squares of weights of 1e12 overflow in the splitting: NaN")
+def test_a_nuclear_norm_of_very_large_weights_stays_finite():
+    rng = np.random.default_rng(0)
+    _, params, grads = problem(rng, 3.0)
+    grads = jax.tree.map(lambda g: g * 1e34, grads)
+    params, grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, grads))
+    for tree in program("ramda", "nuclear norm")(jnp.float32(1e-3), params, grads)[:2]:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
 
 
 MADE = {
@@ -198,7 +206,7 @@ def test_eight_devices_step_as_one(method, name, cut):
         tx = getattr(rj, method)(regularizer=MADE[name](strength), placement=placement, **options)
         state = tx.init(params)
         for k in range(2):
-            updates, state = tx.update(jax.tree.map(lambda g: g[k], grads), state, params)  # noqa: B023
+            updates, state = tx.update(jax.tree.map(lambda g, k=k: g[k], grads), state, params)
             params = jax.tree.map(jnp.add, params, updates)
         return params, rj.structured_params(state, params, values="minimizer")
 

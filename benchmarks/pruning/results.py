@@ -11,17 +11,23 @@ from benchmarks import measure
 
 def kept(folder: Path, name: str, run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """The result of this name; where there is none yet, what `run` gives, written with versions and date."""
-    path = folder / f"{name}.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        report = {"result": dict(run()), "environment": measure.environment()}
-        unfinished = path.with_suffix(".tmp")
-        measure.write(unfinished, report)
-        os.replace(unfinished, path)
+    found = present(folder, name)
+    if found is not None:
+        return found
+    path = _path(folder, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"result": dict(run()), "environment": measure.environment()}
+    unfinished = path.with_suffix(".tmp")
+    measure.write(unfinished, report)
+    os.replace(unfinished, path)
     return json.loads(path.read_text())["result"]
 
 
 def present(folder: Path, name: str) -> dict[str, Any] | None:
     """The result of this name, None where there is none yet."""
-    path = folder / f"{name}.json"
+    path = _path(folder, name)
     return json.loads(path.read_text())["result"] if path.exists() else None
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"

@@ -10,7 +10,6 @@ along a cosine, for the epochs that remain. The methods differ in the first phas
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ import optax
 import ramda_jax as rj
 from benchmarks.pruning import lenet
 from benchmarks.pruning.train import Data, accuracy, on_device, steps_of, train
+from examples.data.base import Split
 from examples.data.idx import FashionMnist
 
 BATCH, EPOCHS = 128, 6
@@ -65,14 +65,14 @@ class Setting:
 
     share: float
     seed: int
-    split: str = "test"
+    split: Split = "test"
     limit: int = 0
     epochs: int = EPOCHS
 
 
 @functools.lru_cache(2)
-def load(split: str, limit: int) -> Data:
-    return on_device(FashionMnist(images=True, train_limit=limit, split=split)(None))  # type: ignore[arg-type]
+def load(split: Split, limit: int) -> Data:
+    return on_device(FashionMnist(images=True, train_limit=limit, split=split)(None))
 
 
 def run(method: str, choice: Choice, setting: Setting) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def transformation(
 
 
 @functools.lru_cache(2)
-def by_adamw(split: str, limit: int, seed: int, epochs: int) -> Any:
+def by_adamw(split: Split, limit: int, seed: int, epochs: int) -> Any:
     """The whole network after so many epochs: what one-shot pruning at any target starts from."""
     data = load(split, limit)
     tx = optax.adamw(DENSE_RATE)
@@ -160,14 +160,14 @@ def fine_tuned(params: Any, until: int, setting: Setting, data: Data) -> Any:
     return _train(tx, params, data, setting.seed, range(until, setting.epochs))[0]
 
 
-def dense(widths: Sequence[int], setting: Setting) -> dict[str, Any]:
+def dense(widths: lenet.Widths, setting: Setting) -> dict[str, Any]:
     """A network of these widths trained from its start by AdamW."""
     data = load(setting.split, setting.limit)
-    params = fine_tuned(lenet.first(setting.seed, tuple(widths)), 0, setting, data)  # type: ignore[arg-type]
+    params = fine_tuned(lenet.first(setting.seed, widths), 0, setting, data)
     return {
         "accuracy": accuracy(lenet.apply, params, data),
         "share of FLOPs": lenet.flops(widths) / lenet.flops(lenet.WIDTHS),
-        "widths": tuple(widths),
+        "widths": widths,
     }
 
 
