@@ -27,6 +27,7 @@ highlight_language = "text"
 # Files of the repository that are pages of the site.
 _PAGES = {
     "examples/RESULTS.md": "results",
+    "examples/SEARCHES.md": "searches",
     "benchmarks/RESULTS.md": "benchmarks",
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
