@@ -505,12 +505,16 @@ def _same_program(flat: Flat, expected: Flat, plan: Plan) -> bool:
 
 def _operations(program: Flat) -> int:
     """Floating-point operations of all products: of a scan as often as it runs, of branches those of the costliest, of a
-    while those of one turn.
+    while those of one turn; of what depends on the platform, as it was written.
     """
-    total = 0
-    for _, equation, *_ in program.equations:
+    total, platforms = 0, set[Any]()
+    for _, equation, operands, results in program.equations:
         name, inside = equation.primitive.name, list(map(_operations, programs(equation)))
-        if name == "cond":
+        if name == "platform_index":
+            platforms.update(results)
+        elif name == "cond" and operands[0] in platforms:
+            total += inside[-1]
+        elif name == "cond":
             total += max(inside)
         else:
             times = equation.params["length"] if name == "scan" else 1

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ramda_jax.network.convolution import convolution
 from ramda_jax.network.factors import Factors, Matrix, of_conv, of_dot, product
 from ramda_jax.network.flat import (
     REDUCTIONS,
@@ -137,7 +138,8 @@ def _made(step: _Step) -> list[chex.Array]:
         return [Factors(*(x.astype(step.params["new_dtype"]) for x in pair))]
     keeps = [*step.keeps, *(piece.keep for piece in step.operands)]
     nothing_cut = all(k is None for keep in keeps for k in keep)
-    if nothing_cut and not any(in_factors) and not name.startswith("unit "):
+    own = name.startswith("unit ") or name == "conv_general_dilated"
+    if nothing_cut and not any(in_factors) and not own:
         return step.bind([piece.array for piece in step.operands])
     if is_elementwise(name) and len(step.keeps) == 1:
         return _elementwise(step)
@@ -377,10 +379,12 @@ def _conv(step: _Step) -> Any:
         wanted_image[at_image] = each(of_groups, left, read)
         groups = left.shape[-1]
     x = step.align(image, wanted_image)
+    bind = lambda x, w: step.bind([x, w], feature_group_count=groups)[0]
+    params = {**p, "feature_group_count": groups}
     if not isinstance(kernel.array, Factors):
-        return step.bind([x, step.align(kernel, wanted_kernel)], feature_group_count=groups)
+        return [convolution(bind, x, step.align(kernel, wanted_kernel), params)]
     w = step.factors(kernel, wanted_kernel, of_conv(p))
-    (made,), at = step.bind([x, w.left]), numbers.out_spec[1]
+    made, at = convolution(bind, x, w.left, params), numbers.out_spec[1]
     every = (((made.ndim - 1,), (0,)), ((), ()))
     made = jax.lax.dot_general(
         jnp.moveaxis(made, at, -1),

@@ -37,17 +37,29 @@ def multiplied_out(value: factors.Factors, how: factors.Matrix) -> jax.Array:
 
 
 def check(
-    apply: Any, params: Any, *inputs: Any, tolerance: float = 1e-5, multiple_of: int = 1
+    apply: Any,
+    params: Any,
+    *inputs: Any,
+    tolerance: float = 1e-5,
+    multiple_of: int = 1,
+    batches: Any = (1, 3),
 ) -> Any:
-    """Compact, and compare results and the gradients of what is left with those of the whole model."""
+    """Compact, and compare results and the gradients of what is left with those of the whole model.
+
+    `batches`: of so many examples; None is the inputs as they are.
+    """
     small = rj.compact(apply, params, *inputs, multiple_of=multiple_of)
     paths, apply = small.widths(), jax.jit(apply)
-    for batch in (1, 3):
-        more = [
-            jnp.concatenate([x[:1]] * batch)
-            + jnp.arange(batch).reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
-            for x in inputs
-        ]
+    for batch in batches:
+        more = (
+            inputs
+            if batch is None
+            else [
+                jnp.concatenate([x[:1]] * batch)
+                + jnp.arange(batch).reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
+                for x in inputs
+            ]
+        )
         whole = apply(params, *more)
         scale = max(float(jnp.max(jnp.abs(whole))), 1e-3)
         found = jax.jit(small.apply)(small.params, *more)
@@ -134,6 +146,23 @@ def test_models_with_zeros(name, kind):
     report = small.report()
     assert report.parameters < 0.75 * report.parameters_before
     assert report.flops < 0.75 * report.flops_before
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("case", zoo.cases(), ids=lambda case: case.name)
+def test_every_kind_of_network_with_random_zeros(case):
+    """Also those of which nothing can go."""
+    function, *inputs = case.args
+    if isinstance(function, nnx.Module):
+        function, params = parts(function)
+    else:
+        params, *inputs = inputs
+    flat = lambda *args: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(function(*args))])
+    params, inputs = zoo.random_like(params, 1), zoo.random_like(inputs, 2)
+    assignment = rj.network(flat, params, *inputs).inputs(rj.GroupLasso(0.1))
+    for seed, share in enumerate((0.3, 0.6, 0.9)):
+        sparse = with_zeros(assignment, params, share, seed)
+        check(flat, sparse, *inputs, tolerance=3e-5, batches=[None])
 
 
 def sparse_rows(w: jax.Array, dead: Any, axis: int = 0) -> jax.Array:
@@ -327,6 +356,32 @@ def test_convolutions_in_groups_and_depthwise():
 
     small = check(apply, params, random(1, 6, 6, 3))
     assert small.widths() == {"a": (1, 1, 3, 5), "depth": (3, 3, 1, 5), "b": (1, 1, 5, 4)}
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((1, 1, 4, 6), 2), ((3, 3, 1, 5), 1)], ids=str)
+def test_convolutions_that_a_cpu_takes_another_way(kernel, stride):
+    """As written for other platforms, in as many operations, with the same results and gradients."""
+    params = {"first": random(*kernel).at[..., 0].set(0.0), "then": random(3, 3, kernel[3], 2)}
+    params["then"] = sparse_rows(params["then"], [2], axis=2)
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=numbers)
+        x = conv(x, p["first"], (stride, stride), "VALID" if kernel[0] == 1 else "SAME")
+        return jnp.sum(conv(jnp.sin(x), p["then"], (1, 1), "SAME"), axis=(1, 2))
+
+    x = random(1, 9, 7, kernel[2], seed=1)
+    small = check(apply, params, x)
+    out = x.shape[1:3] if stride == 1 else (5, 4)
+    first, then = (int(np.prod(small.widths()[name])) for name in ("first", "then"))
+    assert small.report().flops == 2 * int(np.prod(out)) * (first + then)
+    lowered = lambda name: (
+        jax.jit(small.apply).trace(small.params, x).lower(lowering_platforms=(name,))
+    )
+    ways = {name: lowered(name).as_text() for name in ("cpu", "cuda")}
+    assert ways["cuda"].count("stablehlo.convolution(") == 2
+    assert ("dot_general" in ways["cpu"]) == (kernel[0] == 1)
+    assert ("stablehlo.pad" in ways["cpu"]) == (kernel[0] == 3)
 
 
 def test_linen_with_batch_statistics():
