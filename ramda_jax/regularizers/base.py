@@ -81,6 +81,8 @@ class Regularizer(abc.ABC):
       convex: whether psi is convex.
       structure: the name of what it creates: "groups" (zero groups), "rank" or "signs".
       scored: the field of the strength that `scores` are in the units of; None: there are no scores.
+      is_norm: whether psi is that strength times a norm, which no strength enters: its subgradients are those of the norm
+        times the strength.
 
     Example:
       >>> import jax.numpy as jnp, ramda_jax as rj
@@ -93,6 +95,7 @@ class Regularizer(abc.ABC):
     convex: ClassVar[bool] = True
     structure: ClassVar[str] = "groups"
     scored: ClassVar[str | None] = None
+    is_norm: ClassVar[bool] = False
 
     @abc.abstractmethod
     def value(self, x: chex.Array) -> chex.Array:

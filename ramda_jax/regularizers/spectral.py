@@ -103,6 +103,7 @@ class NuclearNorm(base.Regularizer):
 
     structure: ClassVar[str] = "rank"
     scored: ClassVar[str | None] = "strength"
+    is_norm: ClassVar[bool] = True
     strength: base.Strength
     row_axes: MatrixAxes = base.static_field(default=None)
     stack_axes: MatrixAxes = base.static_field(default=())

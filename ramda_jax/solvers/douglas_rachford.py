@@ -11,6 +11,9 @@ from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers import base, splitting
 from ramda_jax.subproblem import Block, Subproblem, Whole
 
+# The default for the residual, of ||D x0 - v|| and of ||D (z - x0)||: docs/mathematics.md says why both.
+_TOLERANCE, _SHARE = 1e-2, 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class DouglasRachford(base.WholeSolver):
@@ -26,8 +29,13 @@ class DouglasRachford(base.WholeSolver):
     first, five iterations of the paper's solver from W^{t-1} compete, and the lower Q wins. It keeps two arrays of the
     parameter's size (z and its dual) between steps, and works in about a dozen.
 
+    The solution of the last step with its dual has an s in this step's problem, too, which no decomposition is needed for.
+    While it is small enough, and the other half of (7) holds, the solution stays: a step of 0 iterations. (Where psi is
+    a norm times a strength, as the nuclear norm is: elsewhere a dual may not survive a change of the strengths.)
+
     Args:
-      tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-3, or 1e-13 for float64.
+      tolerance: stop when the certified residual ||s|| <= tolerance ||D x0 - v||. None: 1e-2, and at most
+        0.1 ||D (z - x0)||, a share of the move from x0; or 1e-13 for float64.
       max_iterations: at most; >= 1. None: 20, or 5,000 for float64, which is there for verification.
 
     Raises:
@@ -54,25 +62,33 @@ class DouglasRachford(base.WholeSolver):
         return psi.convex
 
     def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
-        """(What, its dual / w), stacked; zeros: nothing known."""
+        """(What, its dual over the level), stacked; zeros: nothing known."""
         return jnp.stack([jnp.zeros_like(start, dtype=dtype)] * 2)
 
     def solve_one(
         self, problem: Whole, warm: Any
     ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
-        double = warm.dtype == jnp.float64
-        settings = splitting.Settings(
-            self.max_iterations or (5000 if double else 20),
-            self.tolerance or (1e-13 if double else 1e-3),
-        )
-        smooth, weight = problem.smooth, problem.weight
+        settings = self._settings(warm.dtype)
+        smooth, psi = problem.smooth, problem.psi
         smooth = smooth._replace(d=smooth.d * jnp.ones_like(problem.start))
         start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
+        # The dual is kept as a subgradient of the norm, which no weight and no strength enters.
+        level = problem.weight * (getattr(psi, str(psi.scored)) if psi.is_norm else 1.0)
+        known = jnp.any(warm[1] != 0) & psi.is_norm
         found = splitting.minimise(
-            problem._replace(smooth=smooth), start, weight * warm[1], settings
+            problem._replace(smooth=smooth), start, level * warm[1], known, settings
         )
-        dual = jnp.where(weight > 0, found.dual / jnp.where(weight > 0, weight, 1.0), 0.0)
-        return found.x, jnp.stack([found.x, dual]), found.iterations, found.residual
+        dual = jnp.where(level > 0, found.dual / jnp.where(level > 0, level, 1.0), 0.0)
+        # What stays, stays to the last bit: nothing drifts over many steps.
+        new = jnp.where(found.iterations > 0, jnp.stack([found.x, dual]), warm)
+        return found.x, new, found.iterations, found.residual
+
+    def _settings(self, dtype: chex.ArrayDType) -> splitting.Settings:
+        double = dtype == jnp.float64
+        most = self.max_iterations or (5000 if double else 20)
+        if self.tolerance is None and not double:
+            return splitting.Settings(most, _TOLERANCE, _SHARE)
+        return splitting.Settings(most, self.tolerance or 1e-13)
 
     def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
         return problem.split(warm[0])

@@ -9,7 +9,8 @@ number does not limit the step as it limits proximal gradient's. With b = D x0 -
 Fixed points are those with s = 0: z is the minimiser and y its dual. s certifies condition (7) at every iterate for
 nothing. The map is firmly nonexpansive, hence ||s / (D + sigma)|| never increases. Anderson's
 extrapolation over the last few iterates is kept where it lowers this norm and undone where it does not.
-Derivation, choice of sigma and certificates: docs/mathematics.md.
+A pair (z, y) of an earlier problem is such an iterate too, before any prox is computed: the iteration starts from it, and
+ends with it where it is good enough. Derivation, choice of sigma and certificates: docs/mathematics.md.
 """
 
 from typing import NamedTuple
@@ -32,21 +33,22 @@ _FALLBACK = first_order.Settings(5, 1, 1e-3, None, accelerated=False)
 
 
 class Settings(NamedTuple):
-    """Stopping rule; see the solver that uses it."""
+    """Stopping rule: a residual is small if it is at most tolerance ||b|| and at most share ||D (z - x0)||."""
 
     max_iterations: int
     tolerance: float
+    share: float | None = None  # None: no such bound
 
 
 class Result(NamedTuple):
     x: chex.Array
-    dual: chex.Array  # y in weight dpsi(x)
+    dual: chex.Array  # y in weight dpsi(x); zero where none is known
     residual: chex.Array  # ||s||, s in dQ(x)
     iterations: chex.Array
 
 
 class _Point(NamedTuple):
-    """What one prox gives."""
+    """A pair (z, y), as one prox gives it."""
 
     z: chex.Array
     penalty: chex.Array  # weight psi(z)
@@ -74,12 +76,15 @@ class _Carry(NamedTuple):
     done: chex.Array
 
 
-def minimise(problem: Whole, start: chex.Array, dual: chex.Array, settings: Settings) -> Result:
+def minimise(
+    problem: Whole, start: chex.Array, dual: chex.Array, known: chex.Array, settings: Settings
+) -> Result:
     """Run the iteration from (start, dual); at the end Q is not above that of `problem.start`.
 
     Args:
       problem: D positive, of the shape of `start`.
       start, dual: z and y to start from.
+      known: 0-d bool: y is in weight dpsi(z). Then the pair itself may be the result, after no iteration.
       settings: when to stop.
     """
     smooth, weight, psi, previous = problem
@@ -87,18 +92,24 @@ def minimise(problem: Whole, start: chex.Array, dual: chex.Array, settings: Sett
     scale = _numerics.norm(b)
     sigma = _metric(smooth, psi, weight, start, dual)
     inverse = 1.0 / (smooth.d + sigma)
+    rounding = 8 * float(jnp.finfo(start.dtype).eps)
 
-    def evaluate(m: chex.Array) -> _Point:
-        z, value = psi.prox_and_value(m, weight / sigma)
-        s = smooth.d * z - b + sigma * (m - z)
+    def judge(m: chex.Array, z: chex.Array, y: chex.Array, penalty: chex.Array) -> _Point:
+        s = smooth.d * z - b + y
         change = -inverse * s
         # Both halves of condition (7): Q(w) >= Q(z) + <s, w - z> + 1/2 <w - z, D (w - z)> for every w.
         residual, step = _numerics.norm(s), previous - z
         lower = jnp.sum((s + 0.5 * smooth.d * step) * step) >= 0
-        enough = lower & (residual <= settings.tolerance * scale)
-        enough |= residual <= 8 * jnp.finfo(start.dtype).eps * scale  # rounding
+        small = residual <= settings.tolerance * scale
+        if settings.share is not None:
+            small &= residual <= settings.share * _numerics.norm(smooth.d * (z - smooth.x0))
+        enough = (lower & small) | (residual <= rounding * scale)
         merit = _numerics.norm(change)
-        return _Point(z, weight * value, change, m + change, merit, residual, enough)
+        return _Point(z, penalty, change, m + change, merit, residual, enough)
+
+    def evaluate(m: chex.Array) -> _Point:
+        z, value = psi.prox_and_value(m, weight / sigma)
+        return judge(m, z, sigma * (m - z), weight * value)
 
     def unfinished(c: _Carry) -> chex.Array:
         return (c.count < settings.max_iterations) & ~c.done
@@ -111,19 +122,29 @@ def minimise(problem: Whole, start: chex.Array, dual: chex.Array, settings: Sett
         m = jnp.where(rejected, point.target, point.target - _extrapolate(history, point))
         return _Carry(c.count + 1, m, point, history, new.enough | jnp.isnan(new.residual))
 
-    m = start + dual / sigma
-    m = m - inverse * (smooth.d * start - b + dual)  # the minimiser in x, which costs no prox
-    no = _numerics.never(scale)
-    infinite = jnp.where(no, scale, jnp.inf)
-    point = _Point(start, infinite, start, start, infinite, infinite, no)
-    carry = _Carry(jnp.zeros([], jnp.int32), m, point, _empty(start, no), no)
+    # Its target is the minimiser in x, which costs no prox.
+    first = _known_only(judge(start + dual / sigma, start, dual, jnp.sum(dual * start)), known)
+    empty = _empty(start, _numerics.never(scale))
+    carry = _Carry(jnp.zeros([], jnp.int32), first.target, first, empty, first.enough)
     last = jax.lax.while_loop(unfinished, iterate, carry)
     z, s = last.point.z, -(smooth.d + sigma) * last.point.change
-    found = Result(z, s - (smooth.d * z - b), last.point.residual, last.count)
+    y = jnp.where(last.count > 0, s - (smooth.d * z - b), dual)
+    found = Result(z, y, last.point.residual, last.count)
     return jax.lax.cond(
         last.done,
         lambda: found,
         lambda: _decide(problem, found, last.point.penalty),
+    )
+
+
+def _known_only(point: _Point, known: chex.Array) -> _Point:
+    """The point, or what anything is better than, of which only the target counts."""
+    infinite = lambda x: jnp.where(known, x, jnp.inf)
+    return point._replace(
+        penalty=infinite(point.penalty),
+        merit=infinite(point.merit),
+        residual=infinite(point.residual),
+        enough=point.enough & known,
     )
 
 
@@ -202,7 +223,7 @@ def _decide(problem: Whole, found: Result, penalty: chex.Array) -> Result:
     better = gain > 0
     return Result(
         jnp.where(better, other.x, found.x),
-        found.dual,
+        jnp.where(better, jnp.zeros_like(found.dual), found.dual),
         jnp.where(better, other.residual, found.residual),
         found.iterations + other.iterations,
     )
