@@ -68,20 +68,18 @@ class DouglasRachford(base.WholeSolver):
     def solve_one(
         self, problem: Whole, warm: Any
     ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
-        settings = self._settings(warm.dtype)
-        smooth, psi = problem.smooth, problem.psi
-        smooth = smooth._replace(d=smooth.d * jnp.ones_like(problem.start))
+        problem, unit = _in_units(problem)
+        psi = problem.psi
         start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
         # The dual is kept as a subgradient of the norm, which no weight and no strength enters.
         level = problem.weight * (getattr(psi, str(psi.scored)) if psi.is_norm else 1.0)
         known = jnp.any(warm[1] != 0) & psi.is_norm
-        found = splitting.minimise(
-            problem._replace(smooth=smooth), start, level * warm[1], known, settings
-        )
+        settings = self._settings(warm.dtype)
+        found = splitting.minimise(problem, start, level * warm[1], known, settings)
         dual = jnp.where(level > 0, found.dual / jnp.where(level > 0, level, 1.0), 0.0)
         # What stays, stays to the last bit: nothing drifts over many steps.
         new = jnp.where(found.iterations > 0, jnp.stack([found.x, dual]), warm)
-        return found.x, new, found.iterations, found.residual
+        return found.x, new, found.iterations, unit * found.residual
 
     def _settings(self, dtype: chex.ArrayDType) -> splitting.Settings:
         double = dtype == jnp.float64
@@ -92,3 +90,16 @@ class DouglasRachford(base.WholeSolver):
 
     def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
         return problem.split(warm[0])
+
+
+def _in_units(problem: Whole) -> tuple[Whole, chex.Array]:
+    """(The problem with D of the shape of x and v, D and weight in units of about max D, this unit).
+
+    Then Q is of the size of ||x||^2, and leaves the float range only where that does. A power of two: nothing is rounded.
+    """
+    smooth, weight, psi, previous = problem
+    d = smooth.d * jnp.ones_like(previous)
+    exponent = jnp.frexp(jnp.max(d, initial=jnp.finfo(d.dtype).tiny))[1] - 1
+    unit = jnp.ldexp(jnp.ones([], d.dtype), exponent)
+    smooth = smooth._replace(v=smooth.v / unit, d=d / unit)
+    return Whole(smooth, weight / unit, psi, previous), unit

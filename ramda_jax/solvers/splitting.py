@@ -28,8 +28,8 @@ from ramda_jax.subproblem import Quadratic, Whole
 _MEMORY = 3
 # sigma = 2 weight psi(x) / ||x||^2: for the nuclear norm, thresholds of half a typical singular value.
 _THRESHOLD = 2.0
-# What decides where the certificate cannot: the paper's solver, run as its authors run it.
-_FALLBACK = first_order.Settings(5, 1, 1e-3, None, accelerated=False)
+# What decides where the certificate cannot: the paper's solver, with as many iterations as its authors give it.
+_FALLBACK = first_order.Settings(5, 5, None, None, accelerated=False)
 
 
 class Settings(NamedTuple):
