@@ -358,30 +358,23 @@ def test_convolutions_in_groups_and_depthwise():
     assert small.widths() == {"a": (1, 1, 3, 5), "depth": (3, 3, 1, 5), "b": (1, 1, 5, 4)}
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [((1, 1, 4, 6), 2), ((3, 3, 1, 5), 1)], ids=str)
-def test_convolutions_that_a_cpu_takes_another_way(kernel, stride):
+def test_a_convolution_that_a_cpu_takes_another_way():
     """As written for other platforms, in as many operations, with the same results and gradients."""
-    params = {"first": random(*kernel).at[..., 0].set(0.0), "then": random(3, 3, kernel[3], 2)}
-    params["then"] = sparse_rows(params["then"], [2], axis=2)
+    params = {"first": random(3, 3, 1, 5), "then": sparse_rows(random(3, 3, 5, 2), [2], axis=2)}
 
     def apply(p: Any, x: jax.Array) -> jax.Array:
         numbers = ("NHWC", "HWIO", "NHWC")
         conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=numbers)
-        x = conv(x, p["first"], (stride, stride), "VALID" if kernel[0] == 1 else "SAME")
-        return jnp.sum(conv(jnp.sin(x), p["then"], (1, 1), "SAME"), axis=(1, 2))
+        x = jnp.sin(conv(x, p["first"], (2, 1), "SAME"))
+        return jnp.sum(conv(x, p["then"], (1, 1), "SAME"), axis=(1, 2))
 
-    x = random(1, 9, 7, kernel[2], seed=1)
+    x = random(1, 10, 7, 1, seed=1)
     small = check(apply, params, x)
-    out = x.shape[1:3] if stride == 1 else (5, 4)
-    first, then = (int(np.prod(small.widths()[name])) for name in ("first", "then"))
-    assert small.report().flops == 2 * int(np.prod(out)) * (first + then)
-    lowered = lambda name: (
-        jax.jit(small.apply).trace(small.params, x).lower(lowering_platforms=(name,))
-    )
-    ways = {name: lowered(name).as_text() for name in ("cpu", "cuda")}
-    assert ways["cuda"].count("stablehlo.convolution(") == 2
-    assert ("dot_general" in ways["cpu"]) == (kernel[0] == 1)
-    assert ("stablehlo.pad" in ways["cpu"]) == (kernel[0] == 3)
+    assert small.report().flops == 2 * (5 * 7) * (9 * 4 + 9 * 4 * 2)
+    trace = jax.jit(small.apply).trace(small.params, x)
+    ways = {name: trace.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
+    assert "tensor<3x3x1x17xf32>" in ways["cpu"]
+    assert "tensor<3x3x1x17xf32>" not in ways["cuda"]
 
 
 def test_linen_with_batch_statistics():
