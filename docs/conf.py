@@ -15,7 +15,11 @@ author = "The ramda_jax authors"
 release = metadata.version("ramda-jax")
 html_title = f"ramda_jax {release}"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "docstrings"]
+# The notebook is run when the site is built: an error in it is one of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
 myst_heading_anchors = 3
 html_theme = "furo"
 html_show_copyright = False

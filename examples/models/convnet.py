@@ -61,8 +61,8 @@ class ConvNet(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(n, 28, 28, 1), or anything with these 784 pixels -> logits (n, classes) in float32."""
-        x = images.reshape(len(images), _SIDE, _SIDE, 1)
+        x = images.reshape(images.shape[0], _SIDE, _SIDE, 1)
         for conv in self.convs:
             x = max_pool_2x2(nnx.relu(conv(x)))
-        x = nnx.relu(self.hidden(x.reshape(len(x), -1)))
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
         return self.output(x).astype(jnp.float32)

@@ -39,7 +39,7 @@ class MLP(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """(n, ...) with widths[0] numbers an example -> logits (n, widths[-1]) in float32."""
-        x = inputs.reshape(len(inputs), -1)
+        x = inputs.reshape(inputs.shape[0], -1)
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
         return self.layers[-1](x).astype(jnp.float32)

@@ -153,7 +153,7 @@ class Encoder(nnx.Module):
         x = jnp.where(mask, self.embedding(text), 0)
         for conv in self.convs:
             x = jnp.where(mask, self.dropout(nnx.relu(conv(x, mask))), 0)
-        zeros = jnp.zeros((len(x), x.shape[-1] // 2), self.dtype)
+        zeros = jnp.zeros((x.shape[0], x.shape[-1] // 2), self.dtype)
         directions = [
             lstm(x, initial_carry=(zeros, zeros), seq_lengths=lengths)
             for lstm in (self.forward, self.backward)

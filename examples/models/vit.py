@@ -120,9 +120,11 @@ class MaskedImageModel(nnx.Module):
             Predicted pixels of all patches, (n, size, size, channels) in float32.
         """
         x = self.patches(images)
-        x = x.reshape(len(x), self.grid**2, -1)
+        x = x.reshape(x.shape[0], self.grid**2, -1)
         x = jnp.where(mask[..., None], self.mask_token[...].astype(x.dtype), x)
-        token = jnp.broadcast_to(self.class_token[...], (len(x), 1, x.shape[-1])).astype(x.dtype)
+        token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1])).astype(
+            x.dtype
+        )
         x = jnp.concatenate([token, x], axis=1) + self.positions[...].astype(x.dtype)
         for block in self.blocks:
             x = block(x)

@@ -206,10 +206,8 @@ class Compact:
         """The program for other inputs, which has to be the same."""
         traced = _traced(self._model, args, kwargs)
         if not _same_program(traced.flat, self._example.flat, self._plan):
-            raise ValueError(
-                "with these inputs the function is another one than that which was compacted: they may differ only in the "
-                "number of examples; compact it with such inputs (flags, other arguments and sizes must be the same)."
-            )
+            symbols = any(not isinstance(n, int) for x in traced.inputs for n in np.shape(x))
+            raise ValueError(_ANOTHER + (_SYMBOLS if symbols else ""))
         return traced
 
     def _run(self, traced: _Traced, values: Sequence[Any], inputs: Sequence[Any]) -> Any:
@@ -480,6 +478,16 @@ def _cut_one(path: str, before: Any, now: Any, leaf: Leaf, keep: Keep) -> chex.A
     return made
 
 
+_ANOTHER = (
+    "with these inputs the function is another one than that which was compacted: they may differ only in the number of "
+    "examples; compact it with such inputs (flags, other arguments and sizes must be the same)."
+)
+_SYMBOLS = (
+    " Where a size is a symbol, JAX makes a gather of an index like x[:, 0]: use jax.lax.index_in_dim or slice_in_dim in "
+    "the model, or export a file for each number of examples."
+)
+
+
 def _same_program(flat: Flat, expected: Flat, plan: Plan) -> bool:
     """Whether it is the same program for what is kept of the expected one."""
     pairs = list(zip(flat.equations, expected.equations, strict=False))
@@ -541,7 +549,7 @@ def load_compact(path: str | Path) -> Loaded:
     """Read what `Compact.export` has written; nothing of the model's code is needed.
 
     Raises:
-      ValueError: if the file is none of these.
+      ValueError: if the file is none of these; from the model, for arrays of other shapes than it was exported for.
 
     Example:
       >>> import jax.numpy as jnp, ramda_jax as rj, tempfile
@@ -563,6 +571,28 @@ def load_compact(path: str | Path) -> Loaded:
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path} is no exported compact model: {error}.") from None
     leaves = [jnp.asarray(x) for x in arrays]
-    call = lambda *inputs: program.call(leaves, list(inputs))
+    shapes = [aval.shape for aval in program.in_avals[len(leaves) :]]
+
+    def call(*inputs: Any) -> Any:
+        _check_shapes(inputs, shapes)
+        return program.call(leaves, list(inputs))
+
     paths = [path for path, *_ in notes]
     return Loaded(dict(zip(paths, leaves, strict=True)), call)
+
+
+def _check_shapes(inputs: Sequence[Any], expected: Sequence[tuple[Any, ...]]) -> None:
+    """Raise ValueError where these are not what the program is for; its symbols stand for any number."""
+    if len(inputs) != len(expected):
+        raise ValueError(f"the exported model takes {len(expected)} arrays, got {len(inputs)}.")
+    for k, (x, wanted) in enumerate(zip(inputs, expected, strict=True)):
+        shape = np.shape(x)
+        fits = len(shape) == len(wanted) and all(
+            n == m for n, m in zip(shape, wanted, strict=True) if isinstance(m, int)
+        )
+        if not fits:
+            symbols = ", ".join(["batch", *map(str, wanted[1:])])
+            raise ValueError(
+                f"array {k} has shape {shape}, the exported model is for {tuple(wanted)}. For any number of examples "
+                f"export it with jax.ShapeDtypeStruct(jax.export.symbolic_shape({symbols!r}), dtype)."
+            )

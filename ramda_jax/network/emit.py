@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -211,14 +212,14 @@ def _reshape(step: _Step) -> Any:
     (piece,), shape, keep = step.operands, step.shapes[0], step.keeps[0]
     groups = reshape_groups(piece.shape, shape)
     own = piece.array.shape
-    array = piece.array.reshape([int(np.prod([own[d] for d in left])) for left, _ in groups])
+    array = piece.array.reshape([math.prod(own[d] for d in left) for left, _ in groups])
     for axis, (left, right) in enumerate(groups):
         before, after = [piece.keep[d] for d in left], [keep[d] for d in right]
         if all(k is None for k in (*before, *after)):
             continue
         have = _flat_indices([piece.shape[d] for d in left], before)
         want = _flat_indices([shape[d] for d in right], after)
-        size = int(np.prod([shape[d] for d in right]))
+        size = math.prod(shape[d] for d in right)
         array = taken(array, axis, have, want, size, step.turn)
     return [array.reshape(sizes(keep, shape))]
 

@@ -331,26 +331,19 @@ def _reshape_cut(cut: Any, before: Sequence[int], after: Sequence[int]) -> tuple
 def reshape_groups(
     before: Sequence[int], after: Sequence[int]
 ) -> list[tuple[list[int], list[int]]]:
-    """Which axes of a reshape become which: the smallest sets of neighbours of as many entries."""
+    """Which axes of a reshape become which: the smallest sets of neighbours of as many entries.
+
+    Sizes are only multiplied and compared for equality, so that they may be symbols.
+    """
     groups, i, j = [], 0, 0
-    while i < len(before) or j < len(after):
-        left, right = [], []
-        a = b = 1
-        while True:
-            if i < len(before) and (a <= b or j >= len(after)):
-                left.append(i)
-                a *= before[i]
-                i += 1
-            elif j < len(after):
-                right.append(j)
-                b *= after[j]
-                j += 1
-            else:
-                break
-            if a == b and left and right:
-                break
-        groups.append((left, right))
-    # What is left over at the end has length 1 and belongs to the last group.
+    while i < len(before) and j < len(after):
+        ends = ((m, n) for m in range(i + 1, len(before) + 1) for n in range(j + 1, len(after) + 1))
+        same = (e for e in ends if math.prod(before[i : e[0]]) == math.prod(after[j : e[1]]))
+        m, n = next(same, (len(before), len(after)))
+        groups.append(([*range(i, m)], [*range(j, n)]))
+        i, j = m, n
+    if i < len(before) or j < len(after):  # of length 1
+        groups.append(([*range(i, len(before))], [*range(j, len(after))]))
     return groups
 
 

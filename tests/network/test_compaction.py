@@ -148,6 +148,27 @@ def test_models_with_zeros(name, kind):
     assert report.flops < 0.75 * report.flops_before
 
 
+@pytest.mark.parametrize("name", ["lenet", "resnet"])
+def test_an_exported_model_takes_any_number_of_examples(name, tmp_path):
+    make, (x,) = MODELS[name]
+    apply, params = parts(make(nnx.Rngs(0)))
+    assignment = rj.network(apply, params, x).inputs(rj.GroupLasso(0.1))
+    small = rj.compact(apply, with_zeros(assignment, params, 0.6, 1), x)
+    shape = jax.export.symbolic_shape(", ".join(["batch", *map(str, x.shape[1:])]))
+    small.export(tmp_path / "model", jax.ShapeDtypeStruct(shape, x.dtype), platforms=["cpu"])
+    more = jnp.concatenate([x, 2 * x, -x])
+    expected = small.apply(small.params, more)
+    np.testing.assert_allclose(rj.load_compact(tmp_path / "model")(more), expected, atol=1e-5)
+
+
+def test_symbols_with_which_jax_traces_another_program_are_refused_with_a_way_out(tmp_path):
+    params = {"a": random(4, 8), "b": sparse_rows(random(8, 3), [0])}
+    first = lambda p, x: (x @ p["a"] @ p["b"])[:, 0]
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 5, 4"), jnp.float32)
+    with pytest.raises(ValueError, match=r"use jax\.lax\.index_in_dim"):
+        rj.compact(first, params, random(1, 5, 4)).export(tmp_path / "model", shape)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("case", zoo.cases(), ids=lambda case: case.name)
 def test_every_kind_of_network_with_random_zeros(case):
@@ -757,6 +778,12 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
     small.export(tmp_path / "model")
     loaded = rj.load_compact(tmp_path / "model")
     assert {path: x.shape for path, x in loaded.params.items()} == small.widths()
+    with pytest.raises(
+        ValueError, match=r"shape \(7, 4\), .* for \(2, 4\).*symbolic_shape\('batch, 4'\)"
+    ):
+        loaded(random(7, 4))
+    with pytest.raises(ValueError, match="takes 1 arrays, got 2"):
+        loaded(random(2, 4), random(2, 4))
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     rj.compact(apply, half, random(2, 4)).export(tmp_path / "half", platforms=["cpu"])
     assert {x.dtype for x in rj.load_compact(tmp_path / "half").params.values()} == {

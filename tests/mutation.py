@@ -1,0 +1,173 @@
+"""Do the tests notice? Mutants of the mathematical core (Cosmic Ray), a sample of each file, against the tests beside it.
+
+    pip install cosmic-ray
+    python -m tests.mutation OUT.jsonl [--share 0.05] [--seed 0] [--only secular newton]
+
+Works in a copy of the repository. What survives the near tests meets the far ones. Mutants of annotations are no mutants
+and are left out, as are those of checks and texts of errors. A run that was ended goes on where it was.
+"""
+
+import argparse
+import ast
+import itertools
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 900
+
+_SOLVERS = ["tests/solvers/test_secular.py", "tests/solvers/test_solvers.py"]
+_SPLITTING = ["tests/solvers/test_splitting.py"]
+_PROXES = ["tests/regularizers"]
+_REFERENCE = ["tests/test_against_reference.py"]
+_STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
+# Of every file: the tests beside it. They are run in this order, up to the first failure.
+NEAR = {
+    "solvers/secular.py": _SOLVERS,
+    "solvers/newton.py": _SOLVERS,
+    "solvers/scores.py": ["tests/test_targets.py", *_SOLVERS],
+    "solvers/capped.py": _SOLVERS,
+    "solvers/closed_form.py": _REFERENCE,
+    "solvers/first_order.py": ["tests/solvers/test_solvers.py", *_SPLITTING],
+    "solvers/proximal_gradient.py": ["tests/solvers/test_solvers.py"],
+    "solvers/splitting.py": _SPLITTING,
+    "solvers/douglas_rachford.py": _SPLITTING,
+    "regularizers/elementwise.py": _PROXES,
+    "regularizers/group.py": _PROXES,
+    "regularizers/spectral.py": [*_PROXES, *_SPLITTING],
+    "methods/adam.py": _REFERENCE,
+    "methods/dual_averaging.py": _REFERENCE,
+    "methods/prox_adamw.py": _REFERENCE,
+    "methods/prox_sgd.py": _REFERENCE,
+    "methods/prox_ssi.py": _REFERENCE,
+    "methods/ramda.py": [*_REFERENCE, "tests/test_madgrad.py"],
+    "methods/rmda.py": _REFERENCE,
+    "schedules.py": _STAGES,
+    "targets.py": ["tests/test_targets.py"],
+    "structure.py": _STAGES,
+    "_numerics.py": [*_PROXES, *_SOLVERS],
+}
+FAR = [
+    "tests/test_against_reference.py", "tests/test_blocks.py", "tests/test_transformations.py",
+    "tests/test_deployable.py", "tests/test_targets.py", "tests/test_state.py", "tests/test_bad_input.py",
+    "tests/test_optax_contract.py", "tests/test_trees.py", "tests/test_overflow.py", "tests/test_derivative.py",
+    "tests/regularizers", "tests/solvers", "tests/sharding", "tests/backends", "ramda_jax",
+]  # fmt: skip
+
+
+class _Bare(ast.NodeTransformer):
+    """Leaves out what does not run when the program does what it should: annotations, and what is raised."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> Any:
+        return ast.Pass()
+
+
+def bare(code: str) -> str:
+    return ast.dump(_Bare().visit(ast.parse(code)))
+
+
+def mutants(path: Path) -> list[Any]:
+    """All that Cosmic Ray has for a file."""
+    from cosmic_ray.commands import init
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        use_db(f"{folder}/db", WorkDB.Mode.create) as db,
+    ):
+        init([path], db, {})
+        return [item.mutations[0] for item in db.work_items]
+
+
+def differs(mutation: Any, code: str) -> bool:
+    """Whether it is another program."""
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
+    operator = plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
+    changed = mutate_code(code, operator, mutation.occurrence)
+    try:
+        return changed is not None and bare(changed) != bare(code)
+    except SyntaxError:
+        return False
+
+
+def judged(mutation: Any, near: list[str]) -> dict[str, Any]:
+    """What became of a mutant."""
+    from cosmic_ray.mutating import mutate_and_test
+
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --no-header --tb=line"
+    row: dict[str, Any] = {}
+    for tests in (near, [test for test in FAR if test not in near]):
+        result = mutate_and_test([mutation], f"{command} {' '.join(tests)}", SECONDS)
+        outcome = result.test_outcome.value if result.test_outcome else result.worker_outcome.value
+        row = {"outcome": outcome, "by": tests if outcome == "killed" else [], "diff": result.diff}
+        if outcome != "survived":
+            break
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="files whose name without .py is one of these")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    known = {tuple(row["key"]) for row in done}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv"))
+        os.chdir(copy)
+        total = Counter[str]()
+        for name, near in NEAR.items():
+            path = copy / "ramda_jax" / name
+            if arguments.only and path.stem not in arguments.only:
+                continue
+            every, code = mutants(path), path.read_text()
+            number = max(1, round(arguments.share * len(every)))
+            random.Random(f"{arguments.seed} {name}").shuffle(every)
+            chosen = itertools.islice((m for m in every if differs(m, code)), number)
+            total[name] = len(every)
+            print(f"{name}: {number} of {len(every)}", flush=True)
+            for mutation in chosen:
+                key = (name, mutation.operator_name, mutation.occurrence)
+                if key in known:
+                    continue
+                row = {"key": key, "line": mutation.start_pos[0], **judged(mutation, near)}
+                done.append(row)
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(
+                    f"  {row['outcome']}: {mutation.operator_name}, line {row['line']}", flush=True
+                )
+    counts = Counter(row["outcome"] for row in done)
+    print(f"{sum(total.values())} mutants; of a sample of {len(done)}: {dict(counts)}")
+    for row in done:
+        if row["outcome"] == "survived":
+            print(f"\n{row['key']}\n{row['diff']}")
+
+
+if __name__ == "__main__":
+    main()
