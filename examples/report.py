@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,12 +24,24 @@ from examples.folder import writing
 from examples.loop import Fit, Program, Row
 from examples.methods import Dense
 from examples.overrides import plain_fields
-from examples.recipe import Recipe, Run
+from examples.recipe import Recipe, RecipeError, Run
 
 OnEpoch = Callable[[Row], None]
 
 _FILE_WIDTH = 160
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+
+
+def spoken(seconds: float) -> str:
+    """A duration, to two digits or the second."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return (
+                f"{seconds / size:.2g} {unit}"
+                if seconds < 100 * size
+                else f"{seconds / size:.0f} {unit}"
+            )
+    return f"{seconds:.0f} seconds"
 
 
 @contextmanager
@@ -55,9 +68,36 @@ def csv_log(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 @contextmanager
+def tensorboard_log(folder: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes the figures of a row with an `epoch` for TensorBoard; None: nothing is written.
+
+    Raises:
+        RecipeError: the package tensorboardX is not there.
+    """
+    if folder is None:
+        yield lambda row: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise RecipeError(
+            "--tensorboard: expected the package tensorboardX (pip install -e '.[tensorboard]')"
+        ) from None
+    with writing(folder), SummaryWriter(str(folder)) as writer:
+
+        def write(row: Mapping[str, Any]) -> None:
+            for name, value in row.items():
+                if name != "epoch" and isinstance(value, (int, float)):
+                    writer.add_scalar(name, value, row["epoch"])
+            writer.flush()
+
+        yield write
+
+
+@contextmanager
 def progress_bar(console: Console, run: Run) -> Iterator[OnEpoch]:
-    """A function that moves a progress bar by an epoch; without a terminal, ten lines in all."""
-    epochs, recipe = run.settings.epochs, run.recipe
+    """A function that moves a progress bar by an epoch; without a terminal, ten lines in all, and how long it will take."""
+    epochs, recipe, ends = run.settings.epochs, run.recipe, list[float]()
     lines = not console.is_terminal
     columns = (
         TextColumn("{task.description}"),
@@ -76,6 +116,11 @@ def progress_bar(console: Console, run: Run) -> Iterator[OnEpoch]:
                 console.print(
                     f"{run.optimizer} epoch {row['epoch']}/{epochs} {figures}", highlight=False
                 )
+            # Of two epochs that come one after the other the second compiles nothing.
+            ends.append(time.monotonic())
+            if lines and len(ends) == 2 and row["epoch"] < epochs:
+                left = (ends[1] - ends[0]) * (epochs - row["epoch"])
+                console.print(f"about {spoken(left)} to go", highlight=False)
 
         yield advance
 

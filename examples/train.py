@@ -57,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with --compact: numbers of channels rounded up to multiples of N, where odd ones cost "
         "more than they save (default: 1)",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the figures of every epoch for TensorBoard too, to the folder tensorboard beside them "
+        "(needs the extra tensorboard)",
+    )
     options = parse_command(parser, arguments)
     return run_command(lambda: _train(options))
 
@@ -79,7 +85,10 @@ def _train(options: argparse.Namespace) -> int:
         assignment = rj.describe(program.start(run.settings.seed).params, run.regularizer())
         console.print(assignment, markup=False, highlight=False, soft_wrap=True)
         with checkpoints:
-            fit = train_into(out, program, dataset, run.settings.seed, console, checkpoints)
+            board = out / "tensorboard" if options.tensorboard else None
+            fit = train_into(
+                out, program, dataset, run.settings.seed, console, checkpoints, board=board
+            )
         report.print_table(console, [(run, program, [fit])])
         console.print(f"metrics.csv, summary.json and curves.png are in {out}", soft_wrap=True)
         if options.compact and not fit.diverged:
@@ -121,15 +130,23 @@ def train_into(
     console: Console,
     checkpoints: Checkpoints | None = None,
     start: nnx.State | None = None,
+    board: Path | None = None,
 ) -> loop.Fit:
-    """Trains from one seed; the first process leaves the run's three files in `out`."""
+    """Trains from one seed; the first process leaves the run's three files in `out`, and in `board`, if it is given, what
+    TensorBoard reads.
+    """
     run: Run = program.run
     if not parallel.leads():
         return loop.fit(program, seed, checkpoints=checkpoints, start=start)
-    with report.csv_log(out / "metrics.csv") as log, report.progress_bar(console, run) as advance:
+    with (
+        report.tensorboard_log(board) as log_too,
+        report.csv_log(out / "metrics.csv") as log,
+        report.progress_bar(console, run) as advance,
+    ):
 
         def on_epoch(row: loop.Row) -> None:
             log(row)
+            log_too(row)
             advance(row)
 
         fit = loop.fit(program, seed, on_epoch, checkpoints, start)

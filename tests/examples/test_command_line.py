@@ -1,6 +1,9 @@
 """What a command says before it runs, where it writes, and on what terminals."""
 
+import csv
 import io
+import re
+import sys
 
 import pytest
 
@@ -56,6 +59,56 @@ def test_version_is_said(capsys):
         train.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("ramda_jax ")
+
+
+def scalars(folder):
+    """{(tag, step): value} of an event file, which is a sequence of length, checksum, message, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = folder.iterdir()
+    data, found = path.read_bytes(), {}
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+        data = data[16 + size :]
+    return found
+
+
+def test_figures_reach_tensorboard_and_a_long_run_says_how_long(tmp_path, capsys, monkeypatch):
+    words = [word.replace("epochs=1", "epochs=3") for word in DENSE] + [
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorboardX", None)
+        assert train.main([*words, "--tensorboard"]) == 2
+    assert "expected the package tensorboardX" in capsys.readouterr().err
+    assert train.main([*words, "--tensorboard"]) == 0
+    assert re.search(r"^about \d+ seconds to go$", capsys.readouterr().out, re.MULTILINE)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    found = scalars(tmp_path / "run" / "tensorboard")
+    assert {step for _, step in found} == {1, 2, 3}
+    for row in rows:
+        for name, value in row.items():
+            if name != "epoch":
+                figure = found[name, int(row["epoch"])]
+                assert figure == pytest.approx(float(value), rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.4, "3 seconds"),
+        (119, "119 seconds"),
+        (125, "2.1 minutes"),
+        (7000, "117 minutes"),
+        (7200, "2 hours"),
+        (3e5, "3.5 days"),
+    ],
+)
+def test_durations_are_spoken(seconds, words):
+    assert report.spoken(seconds) == words
 
 
 def test_results_are_not_written_over(tmp_path, monkeypatch, capsys):
