@@ -234,6 +234,31 @@ def test_the_filters_are_those_of_librosa():
         assert filters[row, column] == pytest.approx(value, rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("window", "hop", "low", "high"), [(1024, 256, 0.0, 8000.0), (800, 200, 80.0, 7600.0)]
+)
+def test_spectrograms_are_those_of_librosa(window, hop, low, high):
+    """pip install librosa; whatever version of it there is."""
+    librosa = pytest.importorskip("librosa", reason="needs librosa")
+    settings = audio.Audio(window=window, hop=hop, low=low, high=high)
+    rng = np.random.default_rng(0)
+    sound = (np.cumsum(rng.standard_normal(30_000)) / 500).clip(-1, 1).astype(np.float32)
+    spectrum = librosa.stft(
+        sound,
+        n_fft=1024,
+        hop_length=hop,
+        win_length=window,
+        window="hann",
+        center=True,
+        pad_mode="reflect",
+    )
+    filters = librosa.filters.mel(sr=22_050, n_fft=1024, n_mels=80, fmin=low, fmax=high)
+    np.testing.assert_allclose(audio.mel_filters(settings), filters, atol=1e-7)
+    expected = np.log(np.maximum(filters @ np.abs(spectrum), 1e-5)).T
+    np.testing.assert_allclose(audio.mel_spectrogram(sound, settings), expected, atol=1e-3)
+
+
 def test_a_tone_is_a_bright_line_at_its_frequency_and_silence_is_the_floor():
     settings = audio.Audio()
     tone = np.sin(2 * np.pi * 1000 * np.arange(22_050) / 22_050).astype(np.float32)
