@@ -140,30 +140,31 @@ def main() -> None:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv"))
         os.chdir(copy)
-        total = Counter[str]()
-        for name, near in NEAR.items():
+        total, chosen = 0, []
+        for name in NEAR:
             path = copy / "ramda_jax" / name
             if arguments.only and path.stem not in arguments.only:
                 continue
             every, code = mutants(path), path.read_text()
-            number = max(1, round(arguments.share * len(every)))
             random.Random(f"{arguments.seed} {name}").shuffle(every)
-            chosen = itertools.islice((m for m in every if differs(m, code)), number)
-            total[name] = len(every)
-            print(f"{name}: {number} of {len(every)}", flush=True)
-            for mutation in chosen:
-                key = (name, mutation.operator_name, mutation.occurrence)
-                if key in known:
-                    continue
-                row = {"key": key, "line": mutation.start_pos[0], **judged(mutation, near)}
-                done.append(row)
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(
-                    f"  {row['outcome']}: {mutation.operator_name}, line {row['line']}", flush=True
-                )
+            number = max(1, round(arguments.share * len(every)))
+            sample = itertools.islice((m for m in every if differs(m, code)), number)
+            chosen += [(name, mutation) for mutation in sample]
+            total += len(every)
+        print(f"{len(chosen)} of {total} mutants", flush=True)
+        # So that a run that is ended early has seen something of every file.
+        random.Random(arguments.seed).shuffle(chosen)
+        for name, mutation in chosen:
+            key = (name, mutation.operator_name, mutation.occurrence)
+            if key in known:
+                continue
+            row = {"key": key, "line": mutation.start_pos[0], **judged(mutation, NEAR[name])}
+            done.append(row)
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"  {row['outcome']}: {name}:{row['line']} {key[1]}", flush=True)
     counts = Counter(row["outcome"] for row in done)
-    print(f"{sum(total.values())} mutants; of a sample of {len(done)}: {dict(counts)}")
+    print(f"of {len(done)}: {dict(counts)}")
     for row in done:
         if row["outcome"] == "survived":
             print(f"\n{row['key']}\n{row['diff']}")
