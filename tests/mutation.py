@@ -111,13 +111,13 @@ def differs(mutation: Any, code: str) -> bool:
         return False
 
 
-def judged(mutation: Any, near: list[str]) -> dict[str, Any]:
+def judged(mutation: Any, near: list[str], far: bool) -> dict[str, Any]:
     """What became of a mutant."""
     from cosmic_ray.mutating import mutate_and_test
 
     command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --no-header --tb=line"
     row: dict[str, Any] = {}
-    for tests in (near, [test for test in FAR if test not in near]):
+    for tests in [near, *([[test for test in FAR if test not in near]] if far else [])]:
         result = mutate_and_test([mutation], f"{command} {' '.join(tests)}", SECONDS)
         outcome = result.test_outcome.value if result.test_outcome else result.worker_outcome.value
         row = {"outcome": outcome, "by": tests if outcome == "killed" else [], "diff": result.diff}
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="files whose name without .py is one of these")
+    parser.add_argument("--near", action="store_true", help="only near tests: more mutants an hour")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -158,7 +159,11 @@ def main() -> None:
             key = (name, mutation.operator_name, mutation.occurrence)
             if key in known:
                 continue
-            row = {"key": key, "line": mutation.start_pos[0], **judged(mutation, NEAR[name])}
+            row = {
+                "key": key,
+                "line": mutation.start_pos[0],
+                **judged(mutation, NEAR[name], not arguments.near),
+            }
             done.append(row)
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
