@@ -379,6 +379,48 @@ def test_convolutions_in_groups_and_depthwise():
     assert small.widths() == {"a": (1, 1, 3, 5), "depth": (3, 3, 1, 5), "b": (1, 1, 5, 4)}
 
 
+@pytest.mark.parametrize(
+    ("dead", "taken"), [([7], False), ([0, 1, 2, 4, 6, 7, 8, 11, 12, 13], True)]
+)
+def test_channels_are_taken_out_where_zeros_in_the_weight_would_cost_more(dead, taken):
+    """Of a stream that another reader needs whole."""
+    params = {
+        "make": random(8, 16),
+        "a": sparse_rows(random(16, 4, seed=1), dead),
+        "b": random(16, 4),
+    }
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        h = jnp.sin(x @ p["make"])
+        return h @ p["a"] + jnp.cos(h @ p["b"])
+
+    x = random(1, 400, 8, seed=2)
+    small = check(apply, params, x)
+    assert small.widths() == {"make": (8, 16), "a": (16 - len(dead), 4), "b": (16, 4)}
+    kept = f"f32[1,400,{16 - len(dead)}]"
+    assert (kept in str(jax.make_jaxpr(small.apply)(small.params, x))) == taken
+    rows = 16 - len(dead) if taken else 16
+    assert small.report().flops == 2 * 400 * (8 * 16 + rows * 4 + 16 * 4)
+
+
+@pytest.mark.parametrize(("stride", "taken"), [(1, True), (2, False)])
+def test_channels_that_few_products_read_are_not_taken_out_everywhere(stride, taken):
+    dead = [1, 4, 6, 8, 11, 13]
+    params = {"make": random(3, 16), "a": sparse_rows(random(1, 1, 16, 4, seed=1), dead, 2)}
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        h, numbers = jnp.sin(x @ p["make"]), ("NHWC", "HWIO", "NHWC")
+        small = jax.lax.conv_general_dilated(
+            h, p["a"], (stride, stride), "VALID", dimension_numbers=numbers
+        )
+        return jnp.sum(small, axis=(1, 2)) + jnp.mean(jnp.cos(h))
+
+    x = random(1, 20, 20, 3, seed=2)
+    small = check(apply, params, x)
+    assert small.widths() == {"make": (3, 16), "a": (1, 1, 10, 4)}
+    assert ("f32[1,20,20,10]" in str(jax.make_jaxpr(small.apply)(small.params, x))) == taken
+
+
 def test_a_convolution_that_a_cpu_takes_another_way():
     """As written for other platforms, in as many operations, with the same results and gradients."""
     params = {"first": random(3, 3, 1, 5), "then": sparse_rows(random(3, 3, 5, 2), [2], axis=2)}
