@@ -179,6 +179,8 @@ class _Power(Elementwise):
         keep = ~(size <= tau_star * scale)  # a NaN is kept, and stays one
         free = scale == 0
         tau = jnp.where(keep & ~free, size / jnp.where(free, 1.0, scale), tau_star)
+        # From there on what is taken off is less than rounding; the quotient may be infinite.
+        tau = jnp.minimum(tau, float(jnp.finfo(x.dtype).max) ** 0.5)
         y = tau ** (1 / k)
         for _ in range(5):
             y = y - (y**k - tau + p / y) / (k * y ** (k - 1) - p / (y * y))

@@ -147,6 +147,20 @@ def test_groups_of_size_one_are_the_lasso():
     np.testing.assert_allclose(group.value(x), lasso.value(x), rtol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_the_prox_of_the_largest_numbers_is_finite_and_theirs(name, dtype):
+    largest = float(jnp.finfo(dtype).max)
+    x = jnp.asarray([largest, -largest, 1e-3 * largest, 1.0, 0.0], dtype)
+    for step in (1e-30, 1e-6, 1.0, 1e30):
+        found = PAIRS[name][0].prox(x, jnp.asarray(step, dtype))
+        assert jnp.isfinite(found).all(), step
+        if name != "ElasticNet" or step < 1:  # which shrinks by a factor
+            np.testing.assert_allclose(
+                np.float64(found[:3]), np.float64(x[:3]), rtol=1e-5, err_msg=f"{step}"
+            )
+
+
 def test_a_large_gamma_is_the_group_lasso_and_large_groups_are_not_shrunk():
     x, metric = (jnp.asarray(a) for a in arrays(8))
     lasso = rj.GroupLasso(0.3).weighted_prox(x, metric, 1.0)
