@@ -21,6 +21,7 @@ from flax import nnx
 
 import ramda_jax as rj
 from benchmarks import measure, shapes
+from benchmarks.train import classify
 from examples.data.idx import FashionMnist
 from examples.models.mlp import MLP
 
@@ -50,8 +51,7 @@ class Training:
         self.next = batch
 
     def loss(self, params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = nnx.merge(self.graph, params)(inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+        return classify(nnx.merge(self.graph, params), inputs, targets)
 
     def batch(self) -> tuple[jax.Array, jax.Array]:
         rows = np.random.default_rng((self.seed, self.done)).integers(

@@ -35,12 +35,9 @@ _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 def spoken(seconds: float) -> str:
     """A duration, to two digits or the second."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return (
-                f"{seconds / size:.2g} {unit}"
-                if seconds < 100 * size
-                else f"{seconds / size:.0f} {unit}"
-            )
+        number = seconds / size
+        if number >= 2:
+            return f"{round(number, 1 if number < 10 else 0):g} {unit}"
     return f"{seconds:.0f} seconds"
 
 

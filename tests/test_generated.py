@@ -154,7 +154,7 @@ def test_short_floats_stay_finite_and_keep_their_kind(method, name, dtype):
     largest = float(jnp.finfo(dtype).max)
     for case in range(CASES):
         strength, params, grads = problem(rng, 20.0)
-        # Up to the largest number; for the nuclear norm see below.
+        # Up to the largest number; the nuclear norm is finite while squares of weights are: see below.
         if case % 4 == 0 and name != "nuclear norm":
             grads = jax.tree.map(
                 lambda g: np.clip(g * 10 ** rng.uniform(0, 40), -largest, largest), grads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -16,9 +16,7 @@ Convolve = Callable[[chex.Array, chex.Array], chex.Array]
 _NARROW = 16
 
 
-def convolution(
-    bind: Convolve, x: chex.Array, w: chex.Array, params: Mapping[str, Any]
-) -> chex.Array:
+def convolution(bind: Convolve, x: chex.Array, w: chex.Array, numbers: Any) -> chex.Array:
     """x * w.
 
     On a CPU one input channel to at most 16 goes with outputs of zeros as one to 17: XLA's routine for narrow ones takes
@@ -27,13 +25,11 @@ def convolution(
     Args:
       bind: of (x, w): the convolution as it was written.
       x, w: image and kernel.
-      params: of the primitive.
+      numbers: where their dimensions lie.
     """
-    outputs, inputs = (w.shape[d] for d in params["dimension_numbers"].rhs_spec[:2])
-    in_groups = params["feature_group_count"] != 1 or params["batch_group_count"] != 1
-    if in_groups or inputs != 1 or outputs > _NARROW:
+    if x.shape[numbers.lhs_spec[1]] != 1 or w.shape[numbers.rhs_spec[0]] > _NARROW:
         return bind(x, w)
-    widened = functools.partial(_widened, bind, params["dimension_numbers"])
+    widened = functools.partial(_widened, bind, numbers)
     return jax.lax.platform_dependent(x, w, cpu=widened, default=bind)
 
 

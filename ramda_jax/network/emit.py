@@ -376,12 +376,13 @@ def _dot(step: _Step) -> Any:
     left, right = step.operands[:2]
     wanted: list[list[Any]] = [[None] * len(left.shape), [None] * len(right.shape)]
     for a, b in zip(lc, rc, strict=True):
-        wanted[0][a] = wanted[1][b] = common(left.keep[a], right.keep[b])
-    if len(lc) == 1 and not lb:
-        (a,), (b,) = lc, rc
+        if len(lc) > 1 or lb:
+            met = common(left.keep[a], right.keep[b])
         # What is read has more entries than what reads it.
-        swap = _fewer(_besides(left, a), _besides(right, b))
-        met = _met(right, left, b, a) if swap else _met(left, right, a, b)
+        elif _fewer(_besides(left, a), _besides(right, b)):
+            met = _met(right, left, b, a)
+        else:
+            met = _met(left, right, a, b)
         wanted[0][a] = wanted[1][b] = met
     rest = iter(step.keeps[0])
     for a, b in zip(lb, rb, strict=True):
@@ -428,11 +429,10 @@ def _conv(step: _Step) -> Any:
         groups = left.shape[-1]
     x = step.align(image, wanted_image)
     bind = lambda x, w: step.bind([x, w], feature_group_count=groups)[0]
-    params = {**p, "feature_group_count": groups}
     if not isinstance(kernel.array, Factors):
-        return [convolution(bind, x, step.align(kernel, wanted_kernel), params)]
+        return [convolution(bind, x, step.align(kernel, wanted_kernel), numbers)]
     w = step.factors(kernel, wanted_kernel, of_conv(p))
-    made, at = convolution(bind, x, w.left, params), numbers.out_spec[1]
+    made, at = convolution(bind, x, w.left, numbers), numbers.out_spec[1]
     every = (((made.ndim - 1,), (0,)), ((), ()))
     made = jax.lax.dot_general(
         jnp.moveaxis(made, at, -1),

@@ -76,18 +76,16 @@ def scalars(folder):
 
 
 def test_figures_reach_tensorboard_and_a_long_run_says_how_long(tmp_path, capsys, monkeypatch):
-    words = [word.replace("epochs=1", "epochs=3") for word in DENSE] + [
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    out = tmp_path / "run"
+    words = [word.replace("epochs=1", "epochs=3") for word in [*DENSE, "--out", str(out)]]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorboardX", None)
         assert train.main([*words, "--tensorboard"]) == 2
     assert "expected the package tensorboardX" in capsys.readouterr().err
     assert train.main([*words, "--tensorboard"]) == 0
     assert re.search(r"^about \d+ seconds to go$", capsys.readouterr().out, re.MULTILINE)
-    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    found = scalars(tmp_path / "run" / "tensorboard")
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+    found = scalars(out / "tensorboard")
     assert {step for _, step in found} == {1, 2, 3}
     for row in rows:
         for name, value in row.items():
@@ -102,6 +100,7 @@ def test_figures_reach_tensorboard_and_a_long_run_says_how_long(tmp_path, capsys
         (3.4, "3 seconds"),
         (119, "119 seconds"),
         (125, "2.1 minutes"),
+        (5976, "100 minutes"),
         (7000, "117 minutes"),
         (7200, "2 hours"),
         (3e5, "3.5 days"),

@@ -38,11 +38,7 @@ def multiplied_out(value: factors.Factors, how: factors.Matrix) -> jax.Array:
 
 
 def check(
-    apply: Any,
-    params: Any,
-    *inputs: Any,
-    tolerance: float = 1e-5,
-    multiple_of: int = 1,
+    apply: Any, params: Any, *inputs: Any, tolerance: float = 1e-5, multiple_of: int = 1
 ) -> Any:
     """Compact, and compare results and the gradients of what is left with those of the whole model."""
     small = rj.compact(apply, params, *inputs, multiple_of=multiple_of)
@@ -112,8 +108,15 @@ def of_rank(x: Any, rank: int | None) -> np.ndarray:
 def parts(module: nnx.Module) -> tuple[Any, Any]:
     """(a function of parameters and inputs, the parameters) of a module in evaluation."""
     module.eval()
+    return taken_apart(module)
+
+
+def taken_apart(module: nnx.Module) -> tuple[Any, Any]:
+    """The same of a module as it is."""
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    return (lambda p, *inputs: nnx.merge(graph, p, rest)(*inputs)), params
+    # A copy: a call counts its random numbers.
+    fresh = lambda: jax.tree.map(lambda x: x, rest)
+    return (lambda p, *inputs: nnx.merge(graph, p, fresh())(*inputs)), params
 
 
 def images(*shape: int) -> jax.Array:
@@ -166,13 +169,12 @@ def test_symbols_with_which_jax_traces_another_program_are_refused_with_a_way_ou
 @pytest.mark.parametrize("case", zoo.cases(), ids=lambda case: case.name)
 def test_every_kind_of_network_with_random_zeros(case):
     """Results; also of those of which nothing can go, or which has no groups."""
-    function, *inputs = case.args
-    if isinstance(function, nnx.Module):
-        graph, params, rest = nnx.split(function, nnx.Param, ...)
-        function = lambda p, *xs: nnx.merge(graph, p, jax.tree.map(lambda x: x, rest))(*xs)
+    given, *inputs = case.args
+    if isinstance(given, nnx.Module):
+        function, params = taken_apart(given)
     else:
-        (params, static), *inputs = eqx.partition(inputs[0], eqx.is_inexact_array), *inputs[1:]
-        function = lambda p, *xs, f=function: f(eqx.combine(p, static), *xs)
+        params, static = eqx.partition(inputs.pop(0), eqx.is_inexact_array)
+        function = lambda p, *xs: given(eqx.combine(p, static), *xs)
     flat = lambda *args: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(function(*args))])
     params, inputs = zoo.random_like(params, 1), zoo.random_like(inputs, 2)
     if not jnp.isfinite(flat(params, *inputs)).all():  # roots of variances
