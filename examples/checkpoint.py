@@ -8,7 +8,7 @@ in it; where a checkpoint is damaged the one before is gone on with.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from examples.digests import DamageError
 from examples.folder import reason
 from examples.overrides import plain_fields
 from examples.quiet import quiet_orbax
-from examples.recipe import RecipeError, Run, changed
+from examples.recipe import RecipeError, Run, changed, find_method, run_fields
 from examples.recipes import find
 from examples.task import TrainState
 
@@ -41,6 +41,8 @@ _KEPT = 2  # so that there is one to go on from where the last is damaged
 # What may differ between the run that wrote a checkpoint and the one that goes on with it.
 _FREE = ("settings.epochs", "settings.checkpoint_every", "scale")
 _LENGTH = "settings.epochs (the schedule depends on them)"
+
+_GO_ON = "go on with that version, or begin anew in another --out"
 
 
 class Checkpoints:
@@ -143,12 +145,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
         return max(_epochs(self.folder), default=None)
 
-    def restore(self, start: TrainState) -> tuple[TrainState, Any, list[dict[str, float]]] | None:
+    def restore(
+        self, start: TrainState, figures: Sequence[str] | None = None
+    ) -> tuple[TrainState, Any, list[dict[str, float]]] | None:
         """State, position of the data and figures of the last checkpoint that is whole; None without
         --resume. One that is damaged is named on stderr.
 
         Args:
             start: any state of the run, for the shapes.
+            figures: what the figures of an epoch are called that more of them are to follow; None: no
+                matter.
 
         Raises:
             RecipeError: none is whole, or it is of another run or another version of the program.
@@ -158,7 +164,7 @@ class Checkpoints:
         epochs = _found_epochs(self.folder)
         for epoch in epochs:
             try:
-                return self._read(epoch, start)
+                return self._read(epoch, start, figures)
             except DamageError as error:
                 # Several processes may not have read the same, and would go on from two epochs.
                 alone = jax.process_count() == 1
@@ -175,12 +181,16 @@ class Checkpoints:
                 self._damaged.append(epoch)
         raise AssertionError  # the last one has returned or raised
 
-    def _read(self, epoch: int, start: TrainState) -> tuple[TrainState, Any, Any]:
+    def _read(
+        self, epoch: int, start: TrainState, figures: Sequence[str] | None
+    ) -> tuple[TrainState, Any, Any]:
         assert self._manager
         checkpoint, wanted = self.folder / str(epoch), _by_path(start)
         notes = _notes(self._manager, checkpoint)
         _refuse_another_run(self.folder, notes["identity"], self.identity)
         _refuse_another_tree(checkpoint, notes, wanted)
+        if figures is not None:
+            _refuse_other_figures(checkpoint, notes, figures)
         with _damage_noticed():
             arrays = self._manager.restore(
                 epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
@@ -274,15 +284,14 @@ def _notes(manager: ocp.CheckpointManager, checkpoint: Path) -> Any:
         sealed = manager.restore(int(checkpoint.name), args=args)["notes"]
     if isinstance(sealed, dict) and sealed.keys() == {"identity", "position", "rows"}:
         raise RecipeError(
-            f"{checkpoint}: was written by an earlier version of this program, without digests: go "
-            "on with that version, or begin anew in another --out"
+            f"{checkpoint}: was written by an earlier version of this program, without digests: "
+            + _GO_ON
         )
     notes = digests.unseal(sealed)
     if notes["format"] != _FORMAT:
         raise RecipeError(
             f"{checkpoint}: was written by another version of this program (ramda_jax "
-            f"{notes['ramda_jax']}, format {notes['format']}; here format {_FORMAT}): go on with "
-            "that version, or begin anew in another --out"
+            f"{notes['ramda_jax']}, format {notes['format']}; here format {_FORMAT}): {_GO_ON}"
         )
     if str(notes["epoch"]) != checkpoint.name:
         raise RecipeError(
@@ -305,7 +314,8 @@ def last_run(out: Path) -> Run:
     with ocp.CheckpointManager(folder) as manager:
         for epoch in epochs:
             try:
-                return run_of(_notes(manager, folder / str(epoch))["identity"])
+                notes = _notes(manager, folder / str(epoch))
+                return _run_of_notes(folder / str(epoch), notes)
             except DamageError as error:
                 if epoch == epochs[-1]:
                     raise RecipeError(
@@ -315,9 +325,25 @@ def last_run(out: Path) -> Run:
     raise AssertionError  # the last one has returned or raised
 
 
+def _run_of_notes(checkpoint: Path, notes: Mapping[str, Any]) -> Run:
+    try:
+        return run_of(notes["identity"])
+    except RecipeError as error:
+        raise RecipeError(
+            f"{checkpoint}: is of a run that this version of the program does not know (ramda_jax "
+            f"{notes['ramda_jax']} there, {rj.__version__} here; {error}): take that version, or "
+            "train anew"
+        ) from error
+
+
 def run_of(identity: Mapping[str, Any]) -> Run:
-    """The run of an identity; what the identity leaves out is as the recipe has it."""
+    """The run of an identity; what the identity leaves out is as the recipe has it.
+
+    Raises:
+        RecipeError: there is no such recipe, method or setting.
+    """
     recipe, optimizer = find(identity["recipe"]), identity["method.name"]
+    method = find_method(recipe, optimizer)
     changes = {
         name.removeprefix("settings.").removeprefix("method."): (
             tuple(value) if isinstance(value, list) else value
@@ -325,9 +351,10 @@ def run_of(identity: Mapping[str, Any]) -> Run:
         for name, value in identity.items()
         if name not in ("recipe", "method.name", _LENGTH)
     }
-    return changed(
-        Run(recipe, optimizer, "paper", recipe.settings, recipe.methods[optimizer]), changes
-    )
+    known = run_fields(recipe, method)
+    if unknown := [name for name in changes if name not in known]:
+        raise RecipeError(f"{unknown[0]}: no such field for {optimizer}")
+    return changed(Run(recipe, optimizer, "paper", recipe.settings, method), changes)
 
 
 def identity(run: Run, seed: int) -> dict[str, Any]:
@@ -348,11 +375,13 @@ def identity(run: Run, seed: int) -> dict[str, Any]:
 
 
 def _refuse_another_run(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for name in [*asked, *(name for name in found if name not in asked)]:
-        if name not in _FREE and found.get(name) != asked.get(name):
+    """A setting that only one side has is one of another version of the program."""
+    for name in _names_of_both(asked, found):
+        there, here = (part.get(name, "missing") for part in (found, asked))
+        if name not in _FREE and there != here:
             raise RecipeError(
-                f"--resume: the checkpoint in {folder} is of another run: {name} is "
-                f"{found.get(name)} there, {asked.get(name)} here"
+                f"--resume: the checkpoint in {folder} is of another run: {name} is {there} there, "
+                f"{here} here: ask for what it was, or begin anew in another --out"
             )
 
 
@@ -362,13 +391,36 @@ def _refuse_another_tree(
     """The state of the same run may have changed with the program that it is of."""
     there = {path: _kind_words(record) for path, record in notes["arrays"].items()}
     here = {path: _kind_words(digests.kind(array)) for path, array in wanted.items()}
-    for path in [*here, *(path for path in there if path not in here)]:
-        if there.get(path) != here.get(path):
+    _refuse_another_version(checkpoint, notes, "the state", there, here)
+
+
+def _refuse_other_figures(
+    checkpoint: Path, notes: Mapping[str, Any], figures: Sequence[str]
+) -> None:
+    """All epochs of a run have the same figures; of another version's there may be others."""
+    for row in notes["rows"]:
+        there, here = (dict.fromkeys(names, "a figure") for names in (row, figures))
+        _refuse_another_version(checkpoint, notes, "figures", there, here)
+
+
+def _refuse_another_version(
+    checkpoint: Path,
+    notes: Mapping[str, Any],
+    what: str,
+    there: Mapping[str, str],
+    here: Mapping[str, str],
+) -> None:
+    for name in _names_of_both(here, there):
+        if there.get(name) != here.get(name):
             raise RecipeError(
-                f"--resume: {checkpoint} holds the state of another version of this program (ramda_jax "
-                f"{notes['ramda_jax']} there, {rj.__version__} here): {path} is "
-                f"{there.get(path, 'missing')} there, {here.get(path, 'missing')} here"
+                f"--resume: {checkpoint} holds {what} of another version of this program (ramda_jax "
+                f"{notes['ramda_jax']} there, {rj.__version__} here): {name} is "
+                f"{there.get(name, 'missing')} there, {here.get(name, 'missing')} here: {_GO_ON}"
             )
+
+
+def _names_of_both(first: Iterable[str], second: Iterable[str]) -> Iterable[str]:
+    return dict.fromkeys([*first, *second])
 
 
 def _kind_words(record: Mapping[str, Any]) -> str:

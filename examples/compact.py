@@ -142,8 +142,9 @@ def compact_run(
     fit: Fit,
     console: Console,
     options: Options,
-) -> None:
-    """Compacts what a run came to; leaves `compact.json` and `compact.zip` in its folder.
+) -> dict[str, Any]:
+    """Compacts what a run came to; leaves `compact.json` and `compact.zip` in its folder, and returns the
+    content of the former.
 
     Args:
         out: the folder.
@@ -182,9 +183,10 @@ def compact_run(
     except ImportError as error:
         console.print(f"Not exported: {error}", markup=False, soft_wrap=True)
         console.print(f"compact.json is in {out}", soft_wrap=True)
-        return
+        return content
     words = "compact.json and compact.zip, which rj.load_compact reads (one example a call),"
     console.print(f"{words} are in {out}", soft_wrap=True)
+    return content
 
 
 def compacted(task: Task, variables: Variables, inputs: Any, multiple_of: int = 1) -> Smaller:

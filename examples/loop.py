@@ -23,6 +23,9 @@ from examples.task import TrainState
 Row = dict[str, float]
 """The figures of one epoch, by name; every row of a run has the same names."""
 
+# What every row has besides its figures.
+_OF_TIME = ("epoch", "step", "seconds", "seconds_per_step")
+
 Program = InMemory | Streaming
 
 # What an epoch may still take after a signal, where a checkpoint can be written at its end.
@@ -139,7 +142,8 @@ def _fit(
 ) -> Fit:
     state, feed = program.start(seed, start), program.feed(seed)
     rows: list[Row] = []
-    if checkpoints and (restored := checkpoints.restore(state)):
+    names = [*_OF_TIME, *program.task.figure_names()]
+    if checkpoints and (restored := checkpoints.restore(state, names)):
         state, position, rows = restored
         _set_position(feed, position)
         for row in rows:

@@ -8,7 +8,6 @@ farther they are.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,8 +70,8 @@ def _path(options: argparse.Namespace) -> int:
             console.print(f"strength={run.method.strength:g}")
             folder = out / f"strength-{run.method.strength:g}"
             with claimed(folder):
-                fit = _point(folder, run, dataset, devices, console, start)
-            rows.append(_row(folder, run, fit))
+                fit, row = _point(folder, run, dataset, devices, console, start)
+            rows.append(row)
             if fit.diverged:
                 break
             start = fit.params if options.warm else None
@@ -124,16 +123,10 @@ def _point(
     devices: parallel.OneDevice,
     console: Any,
     start: Any,
-) -> loop.Fit:
+) -> tuple[loop.Fit, dict[str, Any]]:
+    """What a point came to, and what is said of it."""
     program = loop.prepare(run, dataset, devices)
     fit = train_into(folder, program, dataset, run.settings.seed, console, start=start)
-    if not fit.diverged:
-        compact.compact_run(folder, program.task, dataset, fit, console, compact.Options())
-    return fit
-
-
-def _row(folder: Path, run: Run, fit: loop.Fit) -> dict[str, Any]:
-    """What is said of a point."""
     recipe, last = run.recipe, fit.rows[-1]
     metric, (sparsity, _) = recipe.headline, recipe.sparsity
     row = {
@@ -143,8 +136,8 @@ def _row(folder: Path, run: Run, fit: loop.Fit) -> dict[str, Any]:
         f"structured_{sparsity}": last[f"structured_{sparsity}"],
     }
     if fit.diverged:
-        return row
-    found = json.loads((folder / "compact.json").read_text())
+        return fit, row
+    found = compact.compact_run(folder, program.task, dataset, fit, console, compact.Options())
     row |= {
         f"compact_test_{metric}": found["figures"]["compact"][metric],
         "parameters": found["parameters"]["compact"],
@@ -156,7 +149,7 @@ def _row(folder: Path, run: Run, fit: loop.Fit) -> dict[str, Any]:
         for name in ("whole", "compact"):
             column = f"{name}_seconds_{timed['examples']}"
             row[column] = timed["seconds"][name]["median"]
-    return row
+    return fit, row
 
 
 def _cells(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

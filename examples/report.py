@@ -43,15 +43,18 @@ def spoken(seconds: float) -> str:
 
 @contextmanager
 def csv_log(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends a row to a CSV file whose header is the names of the first row."""
+    """A function that appends a row to a CSV file whose header is the names of the first row. What the
+    file held goes with the first row: a run that is refused before it has one loses nothing.
+    """
     with writing(path):
-        file = path.open("w", newline="")
+        file = path.open("a", newline="")
     writer: csv.DictWriter[str] | None = None
 
     def write(row: Mapping[str, Any]) -> None:
         nonlocal writer
         with writing(path):
             if writer is None:
+                file.truncate(0)
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 writer.writeheader()
             writer.writerow(row)

@@ -61,6 +61,13 @@ def test_a_run_that_has_left_its_file_is_not_run_again(tmp_path):
 
     assert kept(tmp_path, "a", run) == kept(tmp_path, "a", run) == {"accuracy": 0.5}
     assert len(calls) == 1
+    with pytest.raises(
+        ValueError, match=r"a\.json: expected 'widths', found accuracy, .* remove the"
+    ):
+        kept(tmp_path, "a", run)["widths"]
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json: expected 'result', found nothing, "):
+        kept(tmp_path, "a", run)
 
 
 def test_tables_and_picture_are_made_of_what_is_there(tmp_path, monkeypatch, capsys):

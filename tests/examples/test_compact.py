@@ -9,9 +9,11 @@ import ramda_jax as rj
 from examples import compact, in_memory, loop, train
 from examples.checkpoint import last_run
 from examples.data.pipeline import as_stream
+from examples.folder import LOCK
 from examples.generate import trained_model
 from examples.recipe import RecipeError
 from examples.recipes import RECIPES
+from examples.task import Task
 from tests.examples import tiny
 from tests.examples.test_mnist_linear import read_json
 
@@ -83,6 +85,22 @@ def test_a_finished_run_is_compacted_without_training(finished, capsys, monkeypa
     found = read_json(finished / "compact.json")
     assert (found["new_statistics"], found["multiple_of"]) == (3, 8)
     assert found["arrays"]["params/outer/kernel"]["after"] == [8, 3]  # all that there are
+
+
+def test_a_run_that_is_refused_leaves_what_was_there(finished, capsys, monkeypatch):
+    kept = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    with monkeypatch.context() as patch:
+        names = Task.figure_names
+        patch.setattr(Task, "figure_names", lambda task: [*names(task), "new"])
+        for words in ([], ["--compact"]):
+            assert train.main([*COMMAND, *words, "--out", str(finished), "--resume"]) == 2
+            assert "new is missing there, a figure here: go on with" in capsys.readouterr().err
+    other = [word.replace("0.03", "0.04") for word in COMMAND]
+    assert train.main([*other, "--out", str(finished), "--resume"]) == 2
+    assert "method.strength is 0.03 there, 0.04 here" in capsys.readouterr().err
+    for name, content in kept.items():
+        if name != LOCK:
+            assert (finished / name).read_bytes() == content, name
 
 
 def test_new_statistics_are_the_means_over_batches_of_those_of_the_batches(fitted):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import digests
+from examples import digests, loop
 from examples.checkpoint import FOLDER, Checkpoints, last_run
 from examples.recipe import RecipeError
 from examples.recipes import RECIPES
@@ -45,8 +45,10 @@ def out(written, tmp_path):
 
 
 def restored(out, program, start):
+    """As training restores: further epochs are to follow those that are done."""
+    names = [*loop._OF_TIME, *program.task.figure_names()]
     with Checkpoints(out, program.run, 0, resume=True) as checkpoints:
-        return checkpoints.restore(start)
+        return checkpoints.restore(start, names)
 
 
 def equal(found, expected):
@@ -143,9 +145,12 @@ def rewrite(out, change):
     path.write_text(json.dumps(digests.seal(notes) if "format" in notes else notes))
 
 
+def without(flat, name):
+    return {key: value for key, value in flat.items() if key != name}
+
+
 def with_array(notes, path, record):
-    arrays = {name: value for name, value in notes["arrays"].items() if name != path}
-    return {**notes, "ramda_jax": "0.0.9", "arrays": arrays | record}
+    return {**notes, "ramda_jax": "0.0.9", "arrays": without(notes["arrays"], path) | record}
 
 
 OTHERS = {
@@ -165,6 +170,22 @@ OTHERS = {
         lambda notes: with_array(notes, "", {"old": {"dtype": "int8", "shape": []}}),
         r"the state of another version .*: old is int8 \(\) there, missing here",
     ),
+    "figure missing": (
+        lambda notes: {**notes, "rows": [without(row, "train_loss") for row in notes["rows"]]},
+        r"/2 holds figures of another version .*: train_loss is missing there, a figure here: go on",
+    ),
+    "figure too many": (
+        lambda notes: {**notes, "rows": [*notes["rows"][:1], notes["rows"][1] | {"old": 1.0}]},
+        r"/2 holds figures of another version .*: old is a figure there, missing here: go on with",
+    ),
+    "setting unknown": (
+        lambda notes: {**notes, "identity": notes["identity"] | {"method.old": 1}},
+        r"of another run: method\.old is 1 there, missing here: ask for what it was, or begin anew",
+    ),
+    "setting new": (
+        lambda notes: {**notes, "identity": without(notes["identity"], "settings.clip_norm")},
+        r"of another run: settings\.clip_norm is missing there, 0\.0 here: ask for what it was, or",
+    ),
     "epoch": (
         lambda notes: {**notes, "epoch": 1},
         r"/2: holds the checkpoint of epoch 1: rename the folder to 1",
@@ -178,6 +199,23 @@ def test_what_is_not_damaged_is_called_what_it_is(out, program, start, change, m
     with pytest.raises(RecipeError, match=message) as error:
         restored(out, program, start)
     assert "is damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "old"}, r"recipe: .* got 'old'"),
+        ({"method.name": "old"}, r"methods: .* got 'old'"),
+        ({"method.old": 1}, "old: no such field for sgd"),
+        ({"model.old.deep": 1}, r"model\.old\.deep: no such field for sgd"),
+    ],
+)
+def test_a_run_of_a_version_that_knew_more_is_named(out, change, message, monkeypatch):
+    monkeypatch.setitem(RECIPES, "plain", tiny.PLAIN)
+    rewrite(out, lambda notes: {**notes, "identity": notes["identity"] | change})
+    known = rf"/2: is of a run that this version .*{message}.*\): take that version, or train anew"
+    with pytest.raises(RecipeError, match=known):
+        last_run(out)
 
 
 def test_a_folder_of_another_name_is_not_taken_for_a_checkpoint(out, program, start):
