@@ -19,7 +19,7 @@ from examples import interrupt
 from examples.data import Batch, Dataset
 from examples.parallel import WHOLE, Compiled, OneDevice, require_divisible
 from examples.recipe import RecipeError, Run
-from examples.task import Figures, Task, TrainState, make_task
+from examples.task import Figures, OnStep, Task, TrainState, make_task, unwatched
 
 
 class Split(NamedTuple):
@@ -48,13 +48,16 @@ class BySteps(NamedTuple):
     def seconds(self) -> float:
         return self.draw.seconds + self.step.seconds
 
-    def __call__(self, state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
+    def __call__(
+        self, state: TrainState, arrays: Arrays, watch: OnStep
+    ) -> tuple[TrainState, jax.Array]:
         start = (self.draw(state.key, arrays), self.parallel.place(np.float32(0), WHOLE))
         (key, drawn), total = self.parallel.enter(start, WHOLE)
         state = state._replace(key=key)
         for number in range(self.steps):
             interrupt.between_steps()
             state, total = self.step(state, arrays, drawn, np.int32(number), total)
+            watch(total)
         return state, total / self.steps
 
 
@@ -90,10 +93,20 @@ class InMemory:
     def feed(self, seed: int) -> Arrays:
         return self.arrays
 
-    def epoch(self, state: TrainState, arrays: Arrays) -> tuple[TrainState, jax.Array]:
-        parallel, specs = self.task.parallel, self.task.specs
+    @property
+    def evaluations(self) -> int:
+        """Examples that the model is called with after an epoch, those of all points together."""
+        train, test = (len(split.inputs) for split in self.arrays)
+        return 2 * min(self.run.settings.eval_train_examples or train, train) + 3 * test
+
+    def epoch(
+        self, state: TrainState, arrays: Arrays, watch: OnStep = unwatched
+    ) -> tuple[TrainState, jax.Array]:
+        """A pass over the data; `watch` is called after every step that is a program of its own."""
+        parallel, specs, training = self.task.parallel, self.task.specs, self.training
         entered = parallel.enter((state, arrays), (specs, WHOLE))
-        return parallel.leave(self.training(*entered), (specs, WHOLE))
+        watched = (watch,) if isinstance(training, BySteps) else ()
+        return parallel.leave(training(*entered, *watched), (specs, WHOLE))
 
     def evaluate(self, state: TrainState) -> Figures:
         return self.evaluation(state, self.arrays)

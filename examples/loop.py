@@ -18,7 +18,8 @@ from examples.in_memory import InMemory
 from examples.parallel import ONE_DEVICE, OneDevice
 from examples.recipe import Run
 from examples.streaming import Feed, Streaming
-from examples.task import TrainState
+from examples.task import OnStep, TrainState, unwatched
+from examples.timing import Pace
 
 Row = dict[str, float]
 """The figures of one epoch, by name; every row of a run has the same names."""
@@ -115,6 +116,7 @@ def fit(
     on_epoch: Callable[[Row], None] = lambda row: None,
     checkpoints: Checkpoints | None = None,
     start: nnx.State | None = None,
+    on_estimate: Callable[[float], None] = lambda seconds: None,
 ) -> Fit:
     """Trains from one seed; stops early where the objective is no longer finite.
 
@@ -125,12 +127,14 @@ def fit(
             all with the rows of a run that is resumed.
         checkpoints: where to write them, and to resume from.
         start: parameters to start from in place of the seed's.
+        on_estimate: called with the seconds that the run will take, once in its first epoch, where the
+            steps of that are programs of their own and take a while.
 
     Raises:
         Interrupted: by a signal, after a checkpoint where there is one to be.
     """
     with interrupt.deferred(_PATIENCE_SECONDS if checkpoints and checkpoints.every else 0):
-        return _fit(program, seed, on_epoch, checkpoints, start)
+        return _fit(program, seed, on_epoch, checkpoints, start, on_estimate)
 
 
 def _fit(
@@ -139,6 +143,7 @@ def _fit(
     on_epoch: Callable[[Row], None],
     checkpoints: Checkpoints | None,
     start: nnx.State | None,
+    on_estimate: Callable[[float], None],
 ) -> Fit:
     state, feed = program.start(seed, start), program.feed(seed)
     rows: list[Row] = []
@@ -151,14 +156,21 @@ def _fit(
     if number := interrupt.waiting():  # the run before this one in a comparison was at its end
         raise _interrupted(number, f"before epoch {len(rows) + 1}", program, checkpoints)
     recorder = _Recorder(program, rows, on_epoch)
-    epochs = program.run.settings.epochs
-    for epoch in range(len(rows) + 1, epochs + 1):
+    epochs, first = program.run.settings.epochs, len(rows) + 1
+    watch: OnStep = Pace(
+        lambda seconds, steps: on_estimate(
+            seconds * (steps_to_go(program, epochs - first + 1) - steps)
+        ),
+        lambda: program.compile_seconds,
+    )
+    for epoch in range(first, epochs + 1):
         if not recorder.finite:
             break
         try:
-            state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder)
+            state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder, watch)
         except interrupt.Interrupted as stop:
             raise _interrupted(stop.number, f"in epoch {epoch}", program, checkpoints) from None
+        watch = unwatched
         if not recorder.finite:
             break
         metrics = {**program.evaluate(state), "solver_iterations": iterations}
@@ -180,6 +192,14 @@ def _fit(
     return Fit(seed, recorder.rows, params, structured, model_state, seconds)
 
 
+def steps_to_go(program: Program, epochs: int) -> float:
+    """How many steps take as long as so many epochs, evaluation included: to call a model is a third of
+    what a step does with an example, which calls it and goes back twice as far.
+    """
+    per_epoch = program.evaluations / (3 * program.run.settings.batch_size)
+    return epochs * (program.steps_per_epoch + per_epoch)
+
+
 def _interrupted(
     number: int, where: str, program: Program, checkpoints: Checkpoints | None
 ) -> interrupt.Interrupted:
@@ -197,12 +217,12 @@ def _interrupted(
 
 
 def _timed_epoch(
-    program: Program, state: TrainState, feed: Any, recorder: _Recorder
+    program: Program, state: TrainState, feed: Any, recorder: _Recorder, watch: OnStep
 ) -> tuple[TrainState, jax.Array, float]:
     """An epoch and its seconds per step; the last one's figures are recorded meanwhile."""
     jax.block_until_ready(recorder.pending)  # evaluation is not part of the epoch's time
     begun, compiled = time.perf_counter(), program.compile_seconds
-    state, iterations = program.epoch(state, feed)
+    state, iterations = program.epoch(state, feed, watch)
     recorder.flush()
     jax.block_until_ready((state, iterations))
     seconds = time.perf_counter() - begun - (program.compile_seconds - compiled)

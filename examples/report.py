@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -94,10 +94,23 @@ def tensorboard_log(folder: Path | None) -> Iterator[Callable[[Mapping[str, Any]
         yield write
 
 
+class Shown(NamedTuple):
+    """How a run shows how far it is.
+
+    Attributes:
+        epoch: to be called with the row of every epoch.
+        estimate: with the seconds that are left, as soon as they are known.
+    """
+
+    epoch: OnEpoch
+    estimate: Callable[[float], None]
+
+
 @contextmanager
-def progress_bar(console: Console, run: Run) -> Iterator[OnEpoch]:
-    """A function that moves a progress bar by an epoch; without a terminal, ten lines in all, and how long it will take."""
+def progress_bar(console: Console, run: Run) -> Iterator[Shown]:
+    """Moves a progress bar by an epoch; without a terminal, ten lines in all, and how long it will take."""
     epochs, recipe, ends = run.settings.epochs, run.recipe, list[float]()
+    estimates = list[float]()
     lines = not console.is_terminal
     columns = (
         TextColumn("{task.description}"),
@@ -113,16 +126,18 @@ def progress_bar(console: Console, run: Run) -> Iterator[OnEpoch]:
             figures = progress_figures(recipe, row)
             bar.update(task, advance=1, figures=figures)
             if lines and row["epoch"] % max(1, epochs // 10) == 0:
-                console.print(
-                    f"{run.optimizer} epoch {row['epoch']}/{epochs} {figures}", highlight=False
-                )
+                words = f"{run.optimizer} epoch {row['epoch']}/{epochs} {figures}"
+                console.print(words, highlight=False, soft_wrap=True)
             # Of two epochs that come one after the other the second compiles nothing.
             ends.append(time.monotonic())
-            if lines and len(ends) == 2 and row["epoch"] < epochs:
-                left = (ends[1] - ends[0]) * (epochs - row["epoch"])
-                console.print(f"about {spoken(left)} to go", highlight=False)
+            if lines and len(ends) == 2 and row["epoch"] < epochs and not estimates:
+                estimate((ends[1] - ends[0]) * (epochs - row["epoch"]))
 
-        yield advance
+        def estimate(left: float) -> None:
+            estimates.append(left)
+            console.print(f"about {spoken(left)} to go", highlight=False)
+
+        yield Shown(advance, estimate)
 
 
 def progress_figures(recipe: Recipe, row: Row) -> str:

@@ -20,7 +20,7 @@ from examples.data import Batch, Stream
 from examples.data.pipeline import iterate
 from examples.parallel import ROWS, WHOLE, Compiled, OneDevice, require_divisible
 from examples.recipe import RecipeError, Run
-from examples.task import Figures, Task, TrainState, add, make_task
+from examples.task import Figures, OnStep, Task, TrainState, add, make_task, unwatched
 
 
 class Feed:
@@ -111,8 +111,17 @@ class Streaming:
         batches = self.stream.train(own_rows(self.run.settings.batch_size), seed).repeat()
         return Feed(iterate(batches, self.stream.threads), self.task.parallel.put_rows)
 
-    def epoch(self, state: TrainState, feed: Feed) -> tuple[TrainState, jax.Array]:
-        """Takes the next steps; a memory starts anew where the data does."""
+    @property
+    def evaluations(self) -> int:
+        """Examples that the model is called with after an epoch, those of all points together."""
+        train = self.stream.train_examples
+        limit = min(self.run.settings.eval_train_examples or train, train)
+        return 3 * (limit + self.stream.test_examples)
+
+    def epoch(
+        self, state: TrainState, feed: Feed, watch: OnStep = unwatched
+    ) -> tuple[TrainState, jax.Array]:
+        """Takes the next steps, `watch` is called after each; a memory starts anew where the data does."""
         parallel, specs = self.task.parallel, self.task.specs
         start = (state, parallel.place(np.float32(0), WHOLE))
         state, iterations = parallel.enter(start, (specs, WHOLE))
@@ -123,6 +132,7 @@ class Streaming:
                 state = state._replace(memory=parallel.enter(memory, specs.memory))
             state, iterations = self.step(state, feed.take(), iterations)
             feed.fill()
+            watch(iterations)
         return parallel.leave((state, iterations / self.steps_per_epoch), (specs, WHOLE))
 
     def evaluate(self, state: TrainState) -> Figures:

@@ -3,7 +3,7 @@
 `in_memory.py` and `streaming.py` put these together to epochs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +19,9 @@ from examples.parallel import WHOLE, Compiled, OneDevice, is_key, rows_axis
 from examples.recipe import Run
 
 Figures = dict[str, jax.Array]
+
+OnStep = Callable[[jax.Array], None]
+"""Called after a step, with something that the step computes."""
 
 
 class TrainState(NamedTuple):
@@ -204,6 +207,10 @@ class Task:
         model = nnx.merge(graph, params, model_state, copy=True)
         outputs, memory = recipe.forward(model, inputs, memory)
         return outputs, nnx.state(model, nnx.Not(nnx.Param)), memory
+
+
+def unwatched(computed: jax.Array) -> None:
+    """What is called after a step of which nothing is asked."""
 
 
 def make_model(run: Run, seed: int) -> nnx.Module:

@@ -141,15 +141,15 @@ def train_into(
     with (
         report.tensorboard_log(board) as log_too,
         report.csv_log(out / "metrics.csv") as log,
-        report.progress_bar(console, run) as advance,
+        report.progress_bar(console, run) as shown,
     ):
 
         def on_epoch(row: loop.Row) -> None:
             log(row)
             log_too(row)
-            advance(row)
+            shown.epoch(row)
 
-        fit = loop.fit(program, seed, on_epoch, checkpoints, start)
+        fit = loop.fit(program, seed, on_epoch, checkpoints, start, shown.estimate)
     with writing(out / "summary.json") as path:
         report.write_json(path, report.summary(run, program, fit, dataset))
     with writing(out / "curves.png") as path:

@@ -1,4 +1,8 @@
-"""The training loop: model state, streams, memory, evaluation, precision, dense methods."""
+"""The training loop: model state, streams, memory, evaluation, precision, dense methods, estimates."""
+
+import io
+import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +10,17 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from rich.console import Console
 
-from examples import loop, parallel
+from examples import loop, parallel, report
 from examples.data import Batch
 from examples.data.pipeline import iterate
 from examples.recipe import RecipeError, make_run, split_overrides
 from examples.streaming import Feed
+from examples.timing import Pace
 from tests.examples import tiny
+
+SPARSITY = tiny.RECIPE.sparsity[:1]
 
 
 def fitted(run, seed=0):
@@ -231,3 +239,54 @@ def test_batches_read_ahead_are_not_taken_yet():
     feed.seek(5)
     feed.take()
     assert feed.taken == 6
+
+
+def test_the_pace_is_that_of_steps_without_their_compilation(monkeypatch):
+    clock, compiled, told = [0.0], [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    pace = Pace(lambda *found: told.append(found), lambda: compiled[0], least=12.0)
+    for number in range(40):
+        if number in (0, 5):  # another shape is compiled on the way
+            clock[0], compiled[0] = clock[0] + 100.0, compiled[0] + 100.0
+        clock[0] += 9.0 if number == 0 else 1.0
+        pace(jnp.zeros(()))
+    assert told == [(1.0, 16)]  # after 8 steps it is 7 seconds, which do not suffice
+
+
+@pytest.mark.parametrize("kind", ["stream", "by steps", "one program"])
+def test_a_run_says_in_its_first_epoch_how_long_it_will_take(kind, monkeypatch):
+    monkeypatch.setattr("examples.in_memory._slow_in_loops", lambda task: kind == "by steps")
+    run = tiny.tiny_run("sgd", epochs=3, batch_size=5, stages="", eval_train_examples=30)
+    run = replace(run, settings=replace(run.settings, stream=kind == "stream"))
+    program, estimates, epochs = loop.prepare(run, run.recipe.load(None)), [], []
+
+    def pace(tell, compiling):
+        steps = iter(range(1, 100))
+        return lambda computed: tell(2.0, n) if (n := next(steps)) == 10 else None
+
+    monkeypatch.setattr(loop, "Pace", pace)
+    estimate = lambda seconds: estimates.append((seconds, len(epochs)))
+    loop.fit(program, 0, epochs.append, on_estimate=estimate)
+    # 14 steps of 5, then 30 training and 25 test examples at W and What, and 25 at the point to
+    # deploy (a stream reads the 30 for that, too): each a third of an example's share of a step.
+    evaluated = {"stream": 3 * 30 + 3 * 25, "by steps": 2 * 30 + 3 * 25}
+    if kind in evaluated:
+        left = 2.0 * (3 * (14 + evaluated[kind] / (3 * 5)) - 10)
+        assert estimates == [(pytest.approx(left), 0)]
+    else:
+        assert not estimates  # an epoch is over before anything is known
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_how_long_a_run_takes_is_said_once(early):
+    file, run = io.StringIO(), tiny.tiny_run("sgd", epochs=3)
+    row = {f"{p}{n}": 0.5 for p in ("", "structured_") for n in ("test_accuracy", *SPARSITY)}
+    with report.progress_bar(Console(file=file), run) as shown:
+        if early:
+            shown.estimate(125.0)
+        for epoch in (1, 2, 3):
+            shown.epoch({**row, "objective": 1.0, "epoch": epoch})
+    lines = file.getvalue().splitlines()
+    said = [number for number, line in enumerate(lines) if line.endswith(" to go")]
+    assert said == [0 if early else 2]
+    assert not early or lines[0] == "about 2.1 minutes to go"
