@@ -51,10 +51,11 @@ def csv_log(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     writer: csv.DictWriter[str] | None = None
 
     def write(row: Mapping[str, Any]) -> None:
-        nonlocal writer
+        nonlocal writer, file
         with writing(path):
             if writer is None:
-                file.truncate(0)
+                file.close()
+                file = path.open("w", newline="")
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 writer.writeheader()
             writer.writerow(row)
