@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks import measure
 from examples import parallel, streaming
+from examples.data import Stream
 from examples.data.pipeline import iterate
 from examples.recipe import SCALES, make_run, split_overrides
 from examples.recipes import imagenet_resnet50
@@ -51,7 +52,9 @@ def prepare(data_dir: Path, options: argparse.Namespace) -> streaming.Streaming:
     """The training loop of `examples/` on the images; an epoch has `--steps` steps."""
     settings = {"steps_per_epoch": str(options.steps), **split_overrides(options.settings)}
     run = make_run(imagenet_resnet50.RECIPE, "ramda", options.scale, settings)
-    return streaming.prepare(run, run.recipe.load(data_dir), parallel.choose(None))
+    stream = run.recipe.load(data_dir)
+    assert isinstance(stream, Stream)
+    return streaming.prepare(run, stream, parallel.choose(None))
 
 
 class Contest:

@@ -199,6 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = find("mnist_linear")
     dataset = recipe.load(None)
+    assert isinstance(dataset, Dataset)
     device = f"{os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
     print(f"RAMDA on {recipe.title} ({dataset.source}), {recipe.settings.epochs} epochs; {device}.")
     begun = time.perf_counter()

@@ -69,7 +69,7 @@ class Training:
         self.next = self.batch()
         if self.regularized:
             stats = rj.solver_stats(self.state)
-            counts = [n for name, n in stats.items() if name.startswith("iterations/")]
+            counts = [float(n) for name, n in stats.items() if name.startswith("iterations/")]
             self.decompositions.append(float(np.mean(counts)))
 
 

@@ -51,7 +51,7 @@ class BySteps(NamedTuple):
     def __call__(
         self, state: TrainState, arrays: Arrays, watch: OnStep
     ) -> tuple[TrainState, jax.Array]:
-        start = (self.draw(state.key, arrays), self.parallel.place(np.float32(0), WHOLE))
+        start = (self.draw(state.key, arrays), self.parallel.place(jnp.float32(0), WHOLE))
         (key, drawn), total = self.parallel.enter(start, WHOLE)
         state = state._replace(key=key)
         for number in range(self.steps):

@@ -6,14 +6,20 @@ less in the last stage. `Sgd` and `AdamW` are the dense references.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import ramda_jax as rj
+
+Params = TypeVar("Params")
+
+Regularization = rj.Regularizer | rj.Assignment
+"""What a recipe regularizes by."""
 
 Schedule = Literal["stages", "cosine", "linear"]
 """How the learning rate falls: at each stage, or from the first step to 0 after the last."""
@@ -62,7 +68,7 @@ class Method(ABC):
 
     @abstractmethod
     def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
+        self, regularizer: Regularization, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """The method as an optax transformation.
 
@@ -72,22 +78,44 @@ class Method(ABC):
             placement: where the state lies on many devices; a dense method's lies on each.
         """
 
-    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+    def structured_params(self, opt_state: optax.OptState, params: Params) -> Params:
         """The point to deploy: W with What's amount of structure."""
         return rj.structured_params(opt_state, params)
 
-    def minimizer(self, opt_state: optax.OptState, params: Any) -> Any:
+    def minimizer(self, opt_state: optax.OptState, params: Params) -> Params:
         """What, the minimiser of the last subproblem."""
         return rj.structured_params(opt_state, params, values="minimizer")
 
     def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
         """Iterations and residual of the last step's subproblem."""
         stats = rj.solver_stats(opt_state)
-        return stats["iterations"], stats["residual"]
+        return jnp.asarray(stats["iterations"]), jnp.asarray(stats["residual"])
 
 
 @dataclass(frozen=True)
-class Adaptive(Method):
+class Regularized(Method):
+    """One of the library's methods.
+
+    Attributes:
+        function: of the library; takes this method's own hyperparameters by their names.
+    """
+
+    function: ClassVar[Callable[..., optax.GradientTransformationExtraArgs]]
+
+    def transformation(
+        self, regularizer: Regularization, stages: Stages, placement: rj.Placement | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        rate = stages.learning_rate(self.learning_rate, self.schedule)
+        return type(self).function(rate, regularizer, placement=placement, **self.options(stages))
+
+    def options(self, stages: Stages) -> dict[str, Any]:
+        """The function's further arguments: the fields that not every method has."""
+        common = {field.name for field in fields(Method)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in common}
+
+
+@dataclass(frozen=True)
+class Adaptive(Regularized):
     """A method whose metric is not a multiple of the identity, so that subproblems take a solver.
 
     Attributes:
@@ -99,11 +127,16 @@ class Adaptive(Method):
     solver_iterations: int = 0
     solver_rtol: float = 1e-8
 
-    def solver(self) -> Any:
-        """The solver as the library takes it; None leaves the choice to it."""
-        if self.solver_iterations == 0:
-            return None
-        return rj.ProximalGradient(self.solver_iterations, self.solver_rtol)
+    def options(self, stages: Stages) -> dict[str, Any]:
+        options = super().options(stages)
+        most, rtol = options.pop("solver_iterations"), options.pop("solver_rtol")
+        return options | {"solver": rj.ProximalGradient(most, rtol) if most else None}
+
+
+def _in_stages(options: dict[str, Any], stages: Stages) -> dict[str, Any]:
+    """The options of a method that averages: it restarts at every stage."""
+    momentum = stages.momentum(options["momentum"])
+    return options | {"momentum": momentum, "restart_steps": stages.steps}
 
 
 @dataclass(frozen=True)
@@ -111,53 +144,29 @@ class Ramda(Adaptive):
     """Regularized adaptive momentum dual averaging, restarted at every stage."""
 
     momentum: float = 0.01
+    function = staticmethod(rj.ramda)
 
-    def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        return rj.ramda(
-            stages.learning_rate(self.learning_rate, self.schedule),
-            regularizer,
-            momentum=stages.momentum(self.momentum),
-            restart_steps=stages.steps,
-            solver=self.solver(),
-            placement=placement,
-        )
+    def options(self, stages: Stages) -> dict[str, Any]:
+        return _in_stages(super().options(stages), stages)
 
 
 @dataclass(frozen=True)
-class Rmda(Method):
+class Rmda(Regularized):
     """Regularized momentum dual averaging (not adaptive), restarted at every stage."""
 
     momentum: float = 0.1
+    function = staticmethod(rj.rmda)
 
-    def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        return rj.rmda(
-            stages.learning_rate(self.learning_rate, self.schedule),
-            regularizer,
-            momentum=stages.momentum(self.momentum),
-            restart_steps=stages.steps,
-            placement=placement,
-        )
+    def options(self, stages: Stages) -> dict[str, Any]:
+        return _in_stages(super().options(stages), stages)
 
 
 @dataclass(frozen=True)
-class ProxSGD(Method):
+class ProxSGD(Regularized):
     """Proximal SGD; `momentum` is the weight of the newest gradient."""
 
     momentum: float = 0.1
-
-    def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        return rj.prox_sgd(
-            stages.learning_rate(self.learning_rate, self.schedule),
-            regularizer,
-            momentum=self.momentum,
-            placement=placement,
-        )
+    function = staticmethod(rj.prox_sgd)
 
 
 @dataclass(frozen=True)
@@ -167,23 +176,11 @@ class ProxAdamW(Adaptive):
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
-
-    def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        return rj.prox_adamw(
-            stages.learning_rate(self.learning_rate, self.schedule),
-            regularizer,
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            solver=self.solver(),
-            placement=placement,
-        )
+    function = staticmethod(rj.prox_adamw)
 
 
 @dataclass(frozen=True)
-class ProxSSI(Method):
+class ProxSSI(Regularized):
     """Structured sparsity inducing adaptive proximal steps.
 
     `bias_corrected_metric=false` is the published behaviour: a prox in the uncorrected metric,
@@ -194,19 +191,7 @@ class ProxSSI(Method):
     b2: float = 0.999
     weight_decay: float = 0.0
     bias_corrected_metric: bool = True
-
-    def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
-    ) -> optax.GradientTransformationExtraArgs:
-        return rj.prox_ssi(
-            stages.learning_rate(self.learning_rate, self.schedule),
-            regularizer,
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            bias_corrected_metric=self.bias_corrected_metric,
-            placement=placement,
-        )
+    function = staticmethod(rj.prox_ssi)
 
 
 @dataclass(frozen=True)
@@ -215,10 +200,10 @@ class Dense(Method):
 
     strength: float = 0.0
 
-    def structured_params(self, opt_state: optax.OptState, params: Any) -> Any:
+    def structured_params(self, opt_state: optax.OptState, params: Params) -> Params:
         return params
 
-    def minimizer(self, opt_state: optax.OptState, params: Any) -> Any:
+    def minimizer(self, opt_state: optax.OptState, params: Params) -> Params:
         return params
 
     def solver_stats(self, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
@@ -233,7 +218,7 @@ class Sgd(Dense):
     weight_decay: float = 0.0
 
     def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
+        self, regularizer: Regularization, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay),
@@ -250,7 +235,7 @@ class AdamW(Dense):
     weight_decay: float = 0.0
 
     def transformation(
-        self, regularizer: Any, stages: Stages, placement: rj.Placement | None = None
+        self, regularizer: Regularization, stages: Stages, placement: rj.Placement | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return optax.adamw(
             stages.learning_rate(self.learning_rate, self.schedule),

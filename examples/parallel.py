@@ -13,9 +13,9 @@ know the mode, and what one mode wrote another one reads.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,19 +41,26 @@ Specs = Any
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 30, 15
 
 
-class Compiled:
+Tree = TypeVar("Tree")
+"""A tree of arrays: what comes out is of the structure of what went in."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Compiled(Generic[Arguments, Result]):
     """A jitted function that compiles once per shape of its arguments, and knows how long it took.
 
     Attributes:
         seconds: spent tracing and compiling so far.
     """
 
-    def __init__(self, jitted: Any) -> None:
-        self._jitted = jitted
-        self._programs: dict[Any, Any] = {}
+    def __init__(self, jitted: Callable[Arguments, Result]) -> None:
+        self._jitted: Any = jitted  # which can be lowered as well
+        self._programs: dict[Hashable, Callable[..., Result]] = {}
         self.seconds = 0.0
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Arguments.args, **_: Arguments.kwargs) -> Result:
         shapes = _shapes(arguments)
         if shapes not in self._programs:
             begun = time.perf_counter()
@@ -62,10 +69,10 @@ class Compiled:
         return self._programs[shapes](*arguments)
 
 
-class CompiledPmap(Compiled):
+class CompiledPmap(Compiled[Arguments, Result]):
     """The same for `jax.pmap`, which has no programs to keep: a first call is taken as compiling."""
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Arguments.args, **_: Arguments.kwargs) -> Result:
         shapes, begun = _shapes(arguments), time.perf_counter()
         outputs = self._jitted(*arguments)
         if shapes not in self._programs:
@@ -91,69 +98,75 @@ class OneDevice:
         """How the optimizer's state is cut, as the library takes it."""
         return None
 
-    def state_specs(self, transformation: optax.GradientTransformation, params: Any) -> Specs:
+    def state_specs(
+        self, transformation: optax.GradientTransformation, params: optax.Params
+    ) -> Specs:
         """Specs of the optimizer's state."""
         return WHOLE
 
-    def init(self, transformation: Any, params: Any, specs: Specs) -> Any:
+    def init(
+        self, transformation: optax.GradientTransformation, params: optax.Params, specs: Specs
+    ) -> optax.OptState:
         """The optimizer's first state, where it is to lie."""
         return transformation.init(params)
 
-    def place(self, tree: Any, specs: Specs) -> Any:
+    def place(self, tree: Tree, specs: Specs) -> Tree:
         """Global arrays of values that every process has."""
         return tree
 
-    def put_rows(self, rows: Any) -> Any:
+    def put_rows(self, rows: Tree) -> Tree:
         """A batch on the devices, of the rows that this process has read."""
         return jax.tree.map(jnp.asarray, rows)
 
-    def put_whole_rows(self, rows: Any) -> Any:
+    def put_whole_rows(self, rows: Tree) -> Tree:
         """The same, for a `whole` function."""
         return self.put_rows(rows)
 
-    def whole(self, function: Callable[..., Any], outputs: Specs = WHOLE) -> Compiled:
+    def whole(
+        self, function: Callable[Arguments, Result], outputs: Specs = WHOLE
+    ) -> Compiled[Arguments, Result]:
         """Compiles a function of global arrays."""
         return Compiled(jax.jit(function))
 
     def step(
         self,
-        function: Callable[..., Any],
+        function: Callable[Arguments, Result],
         inputs: Specs,
         outputs: Specs,
         donate: tuple[int, ...] = (),
-    ) -> Compiled:
+    ) -> Compiled[Arguments, Result]:
         """Compiles a function that trains; `own`, `sum` and `own_key` are for use in it."""
         return Compiled(jax.jit(function, donate_argnums=donate))
 
-    def spread(self, rows: Any) -> Any:
+    def spread(self, rows: Tree) -> Tree:
         """In a `whole` function: rows, computed with where they belong."""
         return rows
 
-    def own(self, rows: Any) -> Any:
+    def own(self, rows: jax.Array) -> jax.Array:
         """In a step: what this device takes of all rows."""
         return rows
 
-    def keep(self, tree: Any, specs: Specs) -> Any:
+    def keep(self, tree: Tree, specs: Specs) -> Tree:
         """In a loop of steps, where no program's end says it: this lies between steps so."""
         return tree
 
-    def sum(self, tree: Any) -> Any:
+    def sum(self, tree: Tree) -> Tree:
         """In a step: the sum over all devices."""
         return tree
 
-    def own_key(self, leaf: Any) -> Any:
+    def own_key(self, leaf: jax.Array) -> jax.Array:
         """In a step: a random key of this device, if it is a key."""
         return leaf
 
-    def enter(self, tree: Any, specs: Specs) -> Any:
+    def enter(self, tree: Tree, specs: Specs) -> Tree:
         """Global arrays as a step takes them."""
         return tree
 
-    def leave(self, tree: Any, specs: Specs) -> Any:
+    def leave(self, tree: Tree, specs: Specs) -> Tree:
         """What a step has returned as global arrays."""
         return tree
 
-    def local(self, tree: Any) -> Any:
+    def local(self, tree: Tree) -> Tree:
         """What every device has a copy of, on one device of this process."""
         return tree
 
@@ -176,35 +189,41 @@ class Jit(OneDevice):
     def placement(self) -> rj.Placement | None:
         return rj.Placement(AXIS, self.mesh)
 
-    def state_specs(self, transformation: optax.GradientTransformation, params: Any) -> Specs:
+    def state_specs(
+        self, transformation: optax.GradientTransformation, params: optax.Params
+    ) -> Specs:
         shardings = rj.state_sharding(transformation, params, self.mesh)
         return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
-    def init(self, transformation: Any, params: Any, specs: Specs) -> Any:
+    def init(
+        self, transformation: optax.GradientTransformation, params: optax.Params, specs: Specs
+    ) -> optax.OptState:
         return jax.jit(transformation.init, out_shardings=self.shardings(specs))(params)
 
-    def place(self, tree: Any, specs: Specs) -> Any:
+    def place(self, tree: Tree, specs: Specs) -> Tree:
         def put(spec: P, leaf: Any) -> jax.Array:
             host, sharding = np.asarray(leaf), NamedSharding(self.mesh, spec)
             return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
         return _map_prefix(_with_key_data(put), specs, tree)
 
-    def put_rows(self, rows: Any) -> Any:
+    def put_rows(self, rows: Tree) -> Tree:
         sharding = NamedSharding(self.mesh, ROWS)
         put = lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
         return jax.tree.map(put, rows)
 
-    def whole(self, function: Callable[..., Any], outputs: Specs = WHOLE) -> Compiled:
+    def whole(
+        self, function: Callable[Arguments, Result], outputs: Specs = WHOLE
+    ) -> Compiled[Arguments, Result]:
         return Compiled(jax.jit(function, out_shardings=self.shardings(outputs)))
 
     def step(
         self,
-        function: Callable[..., Any],
+        function: Callable[Arguments, Result],
         inputs: Specs,
         outputs: Specs,
         donate: tuple[int, ...] = (),
-    ) -> Compiled:
+    ) -> Compiled[Arguments, Result]:
         return Compiled(
             jax.jit(
                 function,
@@ -214,17 +233,17 @@ class Jit(OneDevice):
             )
         )
 
-    def spread(self, rows: Any) -> Any:
+    def spread(self, rows: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(rows, NamedSharding(self.mesh, ROWS))
 
-    def own(self, rows: Any) -> Any:
+    def own(self, rows: jax.Array) -> jax.Array:
         return self.spread(rows)
 
-    def keep(self, tree: Any, specs: Specs) -> Any:
+    def keep(self, tree: Tree, specs: Specs) -> Tree:
         # Left to itself the partitioner cuts the parameters like the state, and gathers them twice.
         return jax.lax.with_sharding_constraint(tree, self.shardings(specs))
 
-    def local(self, tree: Any) -> Any:
+    def local(self, tree: Tree) -> Tree:
         return _map_prefix(_with_key_data(lambda _, leaf: leaf.addressable_data(0)), WHOLE, tree)
 
 
@@ -239,28 +258,28 @@ class ShardMap(Jit):
 
     def step(
         self,
-        function: Callable[..., Any],
+        function: Callable[Arguments, Result],
         inputs: Specs,
         outputs: Specs,
         donate: tuple[int, ...] = (),
-    ) -> Compiled:
+    ) -> Compiled[Arguments, Result]:
         # Unchecked, as in pmap: a gradient is then that of this device's share of the loss, in both.
         mapped = jax.shard_map(
             function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
         )
         return Compiled(jax.jit(mapped, donate_argnums=donate))
 
-    def keep(self, tree: Any, specs: Specs) -> Any:
+    def keep(self, tree: Tree, specs: Specs) -> Tree:
         return tree
 
-    def own(self, rows: Any) -> Any:
+    def own(self, rows: jax.Array) -> jax.Array:
         size = len(rows) // self.devices
         return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(AXIS) * size, size)
 
-    def sum(self, tree: Any) -> Any:
+    def sum(self, tree: Tree) -> Tree:
         return jax.lax.psum(tree, AXIS)
 
-    def own_key(self, leaf: Any) -> Any:
+    def own_key(self, leaf: jax.Array) -> jax.Array:
         return jax.random.fold_in(leaf, jax.lax.axis_index(AXIS)) if is_key(leaf) else leaf
 
 
@@ -271,19 +290,21 @@ class Pmap(ShardMap):
 
     def step(
         self,
-        function: Callable[..., Any],
+        function: Callable[Arguments, Result],
         inputs: Specs,
         outputs: Specs,
         donate: tuple[int, ...] = (),
-    ) -> Compiled:
+    ) -> Compiled[Arguments, Result]:
         axis = lambda spec: None if _cut(spec) is None else 0
         # Among several processes pmap has to hash the axes of the outputs: a flat tuple is hashable.
         flat: list[P]
         structure: Any
         flat, structure = jax.tree.flatten(outputs)
 
-        def share(_: jax.Array, *arguments: Any) -> tuple[Any, ...]:
-            return tuple(structure.flatten_up_to(function(*arguments)))
+        def share(
+            _: jax.Array, *arguments: Arguments.args, **names: Arguments.kwargs
+        ) -> tuple[Any, ...]:
+            return tuple(structure.flatten_up_to(function(*arguments, **names)))
 
         mapped = jax.pmap(
             share,
@@ -295,14 +316,18 @@ class Pmap(ShardMap):
         )
         # The first argument says how many devices there are; the others may all be whole.
         here = jax.device_put(np.zeros(len(self._here), np.int32), self._stacked)
-        return CompiledPmap(lambda *arguments: structure.unflatten(mapped(here, *arguments)))
 
-    def put_rows(self, rows: Any) -> Any:
+        def call(*arguments: Arguments.args, **names: Arguments.kwargs) -> Result:
+            return structure.unflatten(mapped(here, *arguments, **names))
+
+        return CompiledPmap(call)
+
+    def put_rows(self, rows: Tree) -> Tree:
         count = len(self._here)
         stack = lambda leaf: np.reshape(leaf, (count, len(leaf) // count, *np.shape(leaf)[1:]))
         return jax.device_put(jax.tree.map(stack, rows), self._stacked)
 
-    def put_whole_rows(self, rows: Any) -> Any:
+    def put_whole_rows(self, rows: Tree) -> Tree:
         return super().put_rows(rows)
 
     @cached_property
@@ -313,7 +338,7 @@ class Pmap(ShardMap):
     def _stacked(self) -> NamedSharding:
         return NamedSharding(self.mesh.local_mesh, ROWS)
 
-    def enter(self, tree: Any, specs: Specs) -> Any:
+    def enter(self, tree: Tree, specs: Specs) -> Tree:
         """Each device's part stays where it is; one that is cut gets the leading axis."""
 
         def one(spec: P, leaf: jax.Array) -> jax.Array:
@@ -325,7 +350,7 @@ class Pmap(ShardMap):
 
         return _map_prefix(_with_key_data(one), specs, tree)
 
-    def leave(self, tree: Any, specs: Specs) -> Any:
+    def leave(self, tree: Tree, specs: Specs) -> Tree:
         """Each device's part stays where it is; one that is cut loses the leading axis."""
 
         def one(spec: P, leaf: jax.Array) -> jax.Array:
@@ -417,7 +442,7 @@ def rows_axis(of_size: Callable[[int], Any]) -> Specs:
     return jax.tree.map(spec, *(jax.eval_shape(lambda n=n: of_size(n)) for n in (2, 4)))
 
 
-def _shapes(arguments: Any) -> Any:
+def _shapes(arguments: tuple[Any, ...]) -> Hashable:
     leaves, structure = jax.tree.flatten(arguments)
     return structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
 

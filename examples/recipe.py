@@ -1,7 +1,7 @@
 """What a recipe is: a frozen description of a task; and how a command line makes it one run."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ import optax
 from flax import nnx
 
 import ramda_jax as rj
-from examples.methods import Method, Stages
+from examples.data import Dataset, Stream
+from examples.methods import Method, Regularization, Stages
 from examples.overrides import (
     RecipeError,
     field_types,
@@ -129,12 +130,12 @@ class Recipe:
 
     name: str
     title: str
-    load: Callable[[Path | None], Any]
-    model: Callable[[nnx.Rngs, Any], nnx.Module]
+    load: Callable[[Path | None], Dataset | Stream]
+    model: Callable[[nnx.Rngs, jnp.dtype], nnx.Module]
     loss: PerExample
     metrics: Mapping[str, PerExample]
-    regularizer: Callable[[float], Any]
-    sparsity: tuple[str, Callable[[Any, Any], jax.Array]]
+    regularizer: Callable[[float], rj.Regularizer]
+    sparsity: tuple[str, Callable[[nnx.State, Regularization], jax.Array]]
     methods: Mapping[str, Method]
     settings: Settings
     scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -145,9 +146,9 @@ class Recipe:
     memory: Callable[[Any, int], Any] | None = None
     prepare: Callable[[Any], Any] | None = None
     augment: Callable[[jax.Array, Any], Any] | None = None
-    picture: Callable[[Any], np.ndarray] | None = None
+    picture: Callable[[nnx.State], np.ndarray] | None = None
     grouping: Literal["kernels", "inputs", "matrices"] = "kernels"
-    example: Any = None
+    example: jax.ShapeDtypeStruct | None = None
 
     @property
     def headline(self) -> str:
@@ -170,7 +171,7 @@ class Run:
     settings: Settings
     method: Method
 
-    def regularizer(self) -> Any:
+    def regularizer(self) -> Regularization:
         recipe = self.recipe
         psi = recipe.regularizer(self.method.strength)
         if recipe.grouping == "kernels":
@@ -199,7 +200,12 @@ class Run:
 
 
 @functools.lru_cache(maxsize=16)  # a comparison makes many runs of one model
-def _network(make: Any, forward: Forward, example: Any, dtype: Any) -> rj.Network:
+def _network(
+    make: Callable[[nnx.Rngs, jnp.dtype], nnx.Module],
+    forward: Forward,
+    example: jax.ShapeDtypeStruct | None,
+    dtype: jnp.dtype,
+) -> rj.Network:
     """The model as its computation shows it, in evaluation."""
     model = nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype))
     model.eval()
@@ -308,10 +314,10 @@ def changed(run: Run, changes: Mapping[str, Any]) -> Run:
     )
 
 
-def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
         raise RecipeError(f"{name}: expected {expected}, got {value}")
 
 
-def _names(names: Any) -> str:
+def _names(names: Iterable[str]) -> str:
     return ", ".join(names)

@@ -12,7 +12,7 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import nnx
 
 from examples import interrupt
@@ -123,7 +123,7 @@ class Streaming:
     ) -> tuple[TrainState, jax.Array]:
         """Takes the next steps, `watch` is called after each; a memory starts anew where the data does."""
         parallel, specs = self.task.parallel, self.task.specs
-        start = (state, parallel.place(np.float32(0), WHOLE))
+        start = (state, parallel.place(jnp.float32(0), WHOLE))
         state, iterations = parallel.enter(start, (specs, WHOLE))
         for _ in range(self.steps_per_epoch):
             interrupt.between_steps()

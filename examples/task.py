@@ -15,7 +15,7 @@ from flax import nnx
 
 import ramda_jax as rj
 from examples.data import Batch
-from examples.parallel import WHOLE, Compiled, OneDevice, is_key, rows_axis
+from examples.parallel import WHOLE, Compiled, OneDevice, Specs, is_key, rows_axis
 from examples.recipe import Run
 
 Figures = dict[str, jax.Array]
@@ -66,7 +66,7 @@ class Task:
     structured: Compiled
 
     @cached_property
-    def specs(self) -> Any:
+    def specs(self) -> Specs:
         """How the devices share a state: a `TrainState` of `PartitionSpec`s."""
         opt_state = self.parallel.state_specs(self.transformation, self.params)
         specs: Any = TrainState
@@ -98,7 +98,9 @@ class Task:
         """The same on the devices."""
         return self.parallel.place(self.memory(batch_size), self.specs.memory)
 
-    def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
+    def train_step(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
         """One step; returns the state after it and the solver's iterations in it.
 
         Where a step sees one device's rows, each device draws its own augmentation and dropout.

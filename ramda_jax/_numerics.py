@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # What users type for a hyperparameter: a number, a 0-d array, or an optax schedule of the 0-based step count.
-Schedulable = Any
+Schedulable: TypeAlias = ArrayLike | Callable[[Any], ArrayLike]
 
 
 def scalar_dtype() -> jnp.dtype:

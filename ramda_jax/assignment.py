@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -51,6 +51,19 @@ class Assignment(abc.ABC):
             for member in block.members:
                 chosen[member.leaf] = block.psi
         return treedef.unflatten(chosen)
+
+
+Regularization: TypeAlias = (
+    Regularizer
+    | Assignment
+    | Mapping[Any, "Regularization"]
+    | list["Regularization"]
+    | tuple["Regularization", ...]
+    | None
+)
+"""What may be given for a regularizer: one, which is for all kernels; an assignment; a tree of regularizers and Nones
+like the parameters; None.
+"""
 
 
 def _parameters(paths: Sequence[str], leaves: Sequence[Any]) -> list[Parameter]:
@@ -378,7 +391,7 @@ class Resolved(NamedTuple):
     blocks: list[Block]
 
 
-def resolve(regularizer: Any, params: chex.ArrayTree) -> Resolved:
+def resolve(regularizer: Regularization, params: chex.ArrayTree) -> Resolved:
     """The blocks of params, checked.
 
     Args:

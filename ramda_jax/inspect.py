@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from ramda_jax import _numerics, assignment, trees
 from ramda_jax._text import table
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods.base import accumulators_of
 from ramda_jax.regularizers.base import size
 from ramda_jax.sharding.layout import Layout, layout_of
@@ -17,10 +19,13 @@ from ramda_jax.state import ProximalState, SolverState, find_states
 from ramda_jax.step import Inputs, Job, Leaf, Scalars
 from ramda_jax.subproblem import Block
 
+Params = TypeVar("Params")
+"""A tree of parameters: of whatever kind it is, the result is."""
+
 
 def structured_params(
-    opt_state: Any, params: chex.ArrayTree, values: Literal["average", "minimizer"] = "average"
-) -> chex.ArrayTree:
+    opt_state: optax.OptState, params: Params, values: Literal["average", "minimizer"] = "average"
+) -> Params:
     """The point to deploy: W_t with the amount of structure of What_t.
 
     What_t, the solution of the last step's subproblem, has after some finite step exactly the structure of the limit, but
@@ -71,7 +76,7 @@ def structured_params(
     return params
 
 
-def _structured(state: ProximalState, params: chex.ArrayTree, average: bool) -> chex.ArrayTree:
+def _structured(state: ProximalState, params: Params, average: bool) -> Params:
     """What_t, or W_t with its amount of structure, of the leaves which this state owns; params elsewhere."""
     accumulators = accumulators_of(state.method)
     owned = accumulators[0]
@@ -138,7 +143,7 @@ def _keep(
     return arrays
 
 
-def solver_stats(opt_state: Any) -> dict[str, Any]:
+def solver_stats(opt_state: optax.OptState) -> dict[str, float | jax.Array]:
     """How hard the last step's subproblems were, and how exactly they were solved.
 
     Args:
@@ -203,7 +208,7 @@ def _target_stats(solver: SolverState) -> dict[str, Any]:
     return stats
 
 
-def describe(params: chex.ArrayTree, regularizer: Any) -> str:
+def describe(params: chex.ArrayTree, regularizer: Regularization) -> str:
     """A printable table of what is regularized and how.
 
     Args:

@@ -1,19 +1,20 @@
 """The paper's schedules, in steps: optax schedules (functions of the 0-based step count)."""
 
 import itertools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
-import chex
+import jax
 import jax.numpy as jnp
-import optax
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
 
 
 def multistep(
-    learning_rate: Schedulable, milestone_steps: Any, factor: Schedulable = 0.1
-) -> optax.Schedule:
+    learning_rate: Schedulable, milestone_steps: Sequence[int], factor: Schedulable = 0.1
+) -> Callable[[ArrayLike], jax.Array]:
     """learning_rate * factor^(number of milestones reached): constant within stages.
 
     Args:
@@ -38,7 +39,7 @@ def multistep(
     _validation.check_positive("factor", factor)
     steps = _validation.check_steps("milestone_steps", milestone_steps)
 
-    def schedule(count: chex.Numeric) -> chex.Array:
+    def schedule(count: ArrayLike) -> jax.Array:
         stage = jnp.sum(jnp.asarray(count) >= jnp.asarray(steps, jnp.int32)) if steps else 0
         return _numerics.as_scalar(learning_rate) * _numerics.as_scalar(
             factor
@@ -47,7 +48,9 @@ def multistep(
     return schedule
 
 
-def final_momentum_schedule(momentum: Schedulable, start_step: int) -> optax.Schedule:
+def final_momentum_schedule(
+    momentum: Schedulable, start_step: int
+) -> Callable[[ArrayLike], jax.Array]:
     """c_t = momentum before the last stage, then min(momentum sqrt(i), 1), i = 1, 2, ... steps into it.
 
     Where c_t has reached 1, W^t = What_t: the parameters get the structure.
@@ -72,7 +75,7 @@ def final_momentum_schedule(momentum: Schedulable, start_step: int) -> optax.Sch
     _validation.check_momentum(momentum)
     _validation.check_integer("start_step", start_step, 0)
 
-    def schedule(count: chex.Numeric) -> chex.Array:
+    def schedule(count: ArrayLike) -> jax.Array:
         # The difference is taken in integers: float32 counts are inexact beyond 2^24.
         into = jnp.maximum(jnp.asarray(count) - start_step + 1, 1)
         return jnp.minimum(_numerics.as_scalar(momentum) * jnp.sqrt(_numerics.as_scalar(into)), 1.0)
@@ -80,7 +83,15 @@ def final_momentum_schedule(momentum: Schedulable, start_step: int) -> optax.Sch
     return schedule
 
 
-def stages(learning_rate: Schedulable, total_steps: int, stages: int = 3) -> dict[str, Any]:
+class Stages(TypedDict):
+    """What `stages` gives."""
+
+    learning_rate: Callable[[ArrayLike], jax.Array]
+    momentum: Callable[[ArrayLike], jax.Array]
+    restart_steps: tuple[int, ...]
+
+
+def stages(learning_rate: ArrayLike, total_steps: int, stages: int = 3) -> Stages:
     """Keyword arguments for `ramda` and `rmda` with which W ends exactly structured, however short the run.
 
     Of T steps in all, stages start at 0.6 T and 0.8 T, each with a tenth of the learning rate (and of RAMDA's eps, which
@@ -135,10 +146,12 @@ def stages(learning_rate: Schedulable, total_steps: int, stages: int = 3) -> dic
 _STAGES = {3: ((6, 8), 0.1), 2: ((7,), 0.01)}
 
 
-def _momentum_of_stages(momentum: float, start_step: int, length: int) -> optax.Schedule:
+def _momentum_of_stages(
+    momentum: float, start_step: int, length: int
+) -> Callable[[ArrayLike], jax.Array]:
     """c before the last stage, then min(1, max(c, sqrt(2 i / length)))."""
 
-    def schedule(count: chex.Numeric) -> chex.Array:
+    def schedule(count: ArrayLike) -> jax.Array:
         # In integers, as in `final_momentum_schedule`; no longer than the stage, so that twice it does not overflow.
         into = jnp.clip(jnp.asarray(count) - start_step + 1, 0, length)
         share = 2 * _numerics.as_scalar(into) / length

@@ -5,13 +5,13 @@ What a target asks for, which depends on the step's subproblem, is in `targets`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from ramda_jax import _numerics, assignment, trees
+from ramda_jax.assignment import Regularization
 from ramda_jax.regularizers import Regularizer, ScoredStrength
 from ramda_jax.regularizers.base import Strength
 from ramda_jax.subproblem import Block
@@ -40,7 +40,9 @@ def template_of(block: Block) -> Block:
 def at_step(strengths: Sequence[Strength], count: chex.Array) -> list[chex.Array]:
     """Every strength at the 0-based step `count`, 0-d; 0 for those that wait for scores."""
     none = _numerics.as_scalar(0.0)
-    return [none if is_scored(s) else _numerics.evaluate(s, count) for s in strengths]
+    return [
+        none if isinstance(s, ScoredStrength) else _numerics.evaluate(s, count) for s in strengths
+    ]
 
 
 def put(templates: Sequence[Regularizer], values: Sequence[chex.Array]) -> tuple[Regularizer, ...]:
@@ -54,7 +56,7 @@ def stacked(values: Sequence[chex.Array]) -> chex.Array | None:
     return jnp.stack(list(values)) if values else None
 
 
-def lambda_max(grads: chex.ArrayTree, regularizer: Any) -> dict[str, chex.Array]:
+def lambda_max(grads: chex.ArrayTree, regularizer: Regularization) -> dict[str, jax.Array]:
     """The least strength at which everything is zero, of each block: to scale a search by.
 
       lambda_max = max over the groups g of ||G_g|| / sqrt|g|,     of an entrywise norm max |G_i|

@@ -5,15 +5,17 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics, assignment
+from ramda_jax.assignment import Regularization
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.regularizers.base import size
 from ramda_jax.strengths import is_scored
 
 
 def _regularized(
-    params: chex.ArrayTree, regularizer: Any, structure: str | None = None
+    params: chex.ArrayTree, regularizer: Regularization, structure: str | None = None
 ) -> list[tuple[str, chex.Array, Regularizer]]:
     """(name, array, regularizer) of the blocks, each as one array, of one kind of structure if given."""
     resolved = assignment.resolve(regularizer, params)
@@ -30,7 +32,7 @@ def _ratio(parts: list[chex.Array], wholes: list[int]) -> chex.Array:
     return sum(map(_numerics.as_scalar, parts), _numerics.as_scalar(0.0)) / max(sum(wholes), 1)
 
 
-def group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
+def group_sparsity(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
     """Zero groups / groups, over the arrays whose regularizer favours zeros.
 
     For elementwise regularizers the groups are the entries.
@@ -55,7 +57,7 @@ def group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
     return _ratio(zeros, [psi.num_groups(x.shape) for _, x, psi in rows])
 
 
-def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
+def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
     """Parameters in zero groups / parameters in groups: the paper's measure.
 
     Args, returns, raises: as `group_sparsity`.
@@ -78,7 +80,7 @@ def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Any) -> chex.Ar
     return _ratio(zeros, sizes)
 
 
-def low_rank_level(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
+def low_rank_level(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
     """1 - (nonzero singular values) / (all singular values), over the arrays with a spectral regularizer.
 
     A singular value counts as zero up to rounding of the stored entries; see `NuclearNorm.zero_groups`.
@@ -97,7 +99,7 @@ def low_rank_level(params: chex.ArrayTree, regularizer: Any) -> chex.Array:
     return _ratio(zeros, [psi.num_groups(x.shape) for _, x, psi in rows])
 
 
-def _penalty(params: chex.ArrayTree, regularizer: Any, count: chex.Numeric) -> chex.Array:
+def _penalty(params: chex.ArrayTree, regularizer: Regularization, count: chex.Numeric) -> jax.Array:
     total = _numerics.as_scalar(0.0)
     for _, x, psi in _regularized(params, regularizer):
         wide = x.astype(_numerics.at_least_float32(x.dtype))
@@ -106,8 +108,8 @@ def _penalty(params: chex.ArrayTree, regularizer: Any, count: chex.Numeric) -> c
 
 
 def objective(
-    loss: chex.Numeric, params: chex.ArrayTree, regularizer: Any, *, count: chex.Numeric = 0
-) -> chex.Array:
+    loss: ArrayLike, params: chex.ArrayTree, regularizer: Regularization, *, count: ArrayLike = 0
+) -> jax.Array:
     """F(W) = loss + psi(W), the regularized objective. Differentiable (0 at zero groups).
 
     Args:
@@ -130,7 +132,7 @@ def objective(
     return _numerics.as_scalar(loss) + _penalty(params, regularizer, count)
 
 
-def summary(params: chex.ArrayTree, regularizer: Any) -> dict[str, Any]:
+def summary(params: chex.ArrayTree, regularizer: Regularization) -> dict[str, float | jax.Array]:
     """A flat dict of the structure, loggable as is.
 
     Per regularized array: `PATH/groups`, `PATH/zero_groups`, `PATH/group_sparsity`; for a spectral regularizer `PATH/rank`,

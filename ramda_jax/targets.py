@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics, _validation, selection
 from ramda_jax._numerics import Schedulable
@@ -80,12 +81,12 @@ class TargetSparsity(ScoredStrength):
       3
     """
 
-    fraction: Any
+    fraction: ArrayLike
     of: str = "groups"
     scope: str = "layer"
     mode: str = "settle"
     settle_step: int | None = None
-    relax: Any = 0.1
+    relax: ArrayLike = 0.1
     ramp: int | Schedulable | None = None
     min_alive: float = 0.0
     multiple_of: int = 1
@@ -129,7 +130,7 @@ class TargetSparsity(ScoredStrength):
         texts = [f"{self.fraction!r}", *(f"{f.name}={self._of(f.name)!r}" for f in given)]
         return f"TargetSparsity({', '.join(texts)})"
 
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[object, ...]:
         """What two targets that are the same have in common."""
         values = [self._of(f.name) for f in dataclasses.fields(self)]
         return tuple(x if isinstance(x, (int, float, str, type(None))) else id(x) for x in values)

@@ -12,6 +12,7 @@ import optax
 from jax.typing import DTypeLike
 
 from ramda_jax import assignment, solvers, strengths, trees
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods.base import Method, accumulators_of
 from ramda_jax.regularizers.base import Strength
 from ramda_jax.sharding import Placement
@@ -37,7 +38,7 @@ _NO_PARAMS = (
 
 def proximal_transformation(
     method: Method,
-    regularizer: Any,
+    regularizer: Regularization,
     solver: solvers.Solver | None,
     accumulator_dtype: DTypeLike | None,
     placement: Placement | None,
@@ -110,7 +111,7 @@ def _check_kinds(regularizer: Any, solver: Any, placement: Any) -> None:
 
 def make_plan(
     params: chex.ArrayTree,
-    regularizer: Any,
+    regularizer: Regularization,
     solver: solvers.Solver | None,
     method: Method,
     placement: Placement | None,

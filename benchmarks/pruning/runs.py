@@ -112,7 +112,9 @@ def transformation(
     """A method with its target, for so many steps."""
     rate = RATES[method]
     averages = method != "prox_adamw"
-    schedule: dict[str, Any] = rj.stages(rate, total, 2) if averages else {"learning_rate": rate}
+    schedule: dict[str, Any] = {"learning_rate": rate}
+    if averages:
+        schedule = {**rj.stages(rate, total, 2)}
     # Where the second of two stages starts, for those without stages, too.
     settle = 7 * total // 10
     network = rj.network(lenet.apply, lenet.first(0), lenet.EXAMPLE)

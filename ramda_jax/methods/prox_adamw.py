@@ -1,7 +1,6 @@
 """ProxAdamW: ProxGen with Adam's metric and decoupled weight decay."""
 
 import dataclasses
-from typing import Any
 
 import chex
 import optax
@@ -9,6 +8,7 @@ from jax.typing import DTypeLike
 
 from ramda_jax import _numerics
 from ramda_jax._numerics import Schedulable
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods import adam, base
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -34,7 +34,7 @@ class ProxAdamW(adam.Adam):
 
 def prox_adamw(
     learning_rate: Schedulable,
-    regularizer: Any,
+    regularizer: Regularization,
     *,
     b1: Schedulable = 0.9,
     b2: Schedulable = 0.999,

@@ -1,7 +1,7 @@
 """ProxSGD: proximal stochastic gradient descent with momentum."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods import base
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
@@ -63,7 +64,7 @@ class ProxSgd(base.Method):
 
 def prox_sgd(
     learning_rate: Schedulable,
-    regularizer: Any,
+    regularizer: Regularization,
     *,
     momentum: Schedulable = 0.1,
     accumulator_dtype: DTypeLike | None = None,

@@ -1,7 +1,6 @@
 """ProxSSI: Adam's step followed by a weighted prox (structured sparsity inducing adaptive optimizers)."""
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ramda_jax import _numerics
 from ramda_jax._numerics import Schedulable
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods import adam, base
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -40,7 +40,7 @@ class ProxSsi(adam.Adam):
 
 def prox_ssi(
     learning_rate: Schedulable,
-    regularizer: Any,
+    regularizer: Regularization,
     *,
     b1: Schedulable = 0.9,
     b2: Schedulable = 0.999,

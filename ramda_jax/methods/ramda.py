@@ -1,7 +1,7 @@
 """RAMDA: regularized adaptive momentum dual averaging."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import optax
@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
@@ -105,7 +106,7 @@ class Ramda(base.Method):
 
 def ramda(
     learning_rate: Schedulable,
-    regularizer: Any,
+    regularizer: Regularization,
     *,
     momentum: Schedulable = 0.01,
     eps: Schedulable = 1e-6,

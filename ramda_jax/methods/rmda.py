@@ -1,7 +1,7 @@
 """RMDA: regularized dual averaging with momentum, no adaptive metric."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
+from ramda_jax.assignment import Regularization
 from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
@@ -86,7 +87,7 @@ class Rmda(base.Method):
 
 def rmda(
     learning_rate: Schedulable,
-    regularizer: Any,
+    regularizer: Regularization,
     *,
     momentum: Schedulable = 0.1,
     restart_steps: tuple[int, ...] = (),

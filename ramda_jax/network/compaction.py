@@ -381,7 +381,11 @@ class Compact:
 
 
 def compact(
-    apply_fn: Any, *args: Any, multiple_of: int = 1, low_rank: bool = True, **kwargs: Any
+    apply_fn: Callable[..., Any],
+    *args: Any,
+    multiple_of: int = 1,
+    low_rank: bool = True,
+    **kwargs: Any,
 ) -> Compact:
     """The same function with less: what is zero, and what is only read by zeros, is cut out of all arrays.
 

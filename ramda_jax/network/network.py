@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -265,7 +266,7 @@ def _check_heads(heads: str) -> None:
         raise ValueError(f'heads must be "whole" or "within", got {heads!r}.')
 
 
-def network(apply_fn: Any, *args: Any, **kwargs: Any) -> Network:
+def network(apply_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Network:
     """See a network: the role of every axis of every parameter, its channels, what it costs.
 
     The function is traced on shapes only; nothing is computed, and no parameter needs a value.

@@ -9,13 +9,15 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, dataclass_transform
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from ramda_jax import _numerics, _validation
+from ramda_jax._numerics import Schedulable
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -46,16 +48,28 @@ def regularizer(cls: Any) -> Any:
     return cls
 
 
-# What users type for a strength: a number, a 0-d array, an optax schedule, or a `ScoredStrength`.
-Strength = Any
-
-
 class ScoredStrength:
     """A strength that is chosen from the scores of the step's subproblem: the strengths at which each group would die.
 
     It stands where a strength is given, of a regularizer that has scores (`Regularizer.scored`). Not callable: it is no
     schedule. The one there is is `TargetSparsity`.
     """
+
+
+Strength: TypeAlias = Schedulable | ScoredStrength
+"""What users type for a strength: a number, a 0-d array, an optax schedule, or what chooses one from scores."""
+
+if TYPE_CHECKING:
+
+    class StrengthField:
+        """A field that takes what users type, and from which formulas read a number or an array of their step."""
+
+        def __get__(self, regularizer: object, owner: type) -> Any: ...
+
+        def __set__(self, regularizer: object, value: Strength) -> None: ...
+
+else:
+    StrengthField = Any
 
 
 def check_strength(name: str, value: Strength) -> None:
@@ -160,7 +174,7 @@ class Regularizer(abc.ABC):
     def check(self, path: str, shape: tuple[int, ...]) -> None:  # noqa: B027 (most apply to any shape)
         """Raise ValueError naming path and shape if psi cannot apply to an array of this shape."""
 
-    def settle(self, shape: tuple[int, ...]) -> "Regularizer":
+    def settle(self, shape: tuple[int, ...]) -> Self:
         """The same with all axes named, for an array of this shape, where the user has left them to be guessed."""
         return self
 
@@ -172,7 +186,7 @@ class Regularizer(abc.ABC):
         """A short text for tables, as one would type it."""
         return repr(self)
 
-    def resolve(self, count: chex.Numeric, dtype: Any = None) -> "Regularizer":
+    def resolve(self, count: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """The regularizer at step `count`: every strength (number, array, schedule) a 0-d array."""
         if any(isinstance(s, ScoredStrength) for s in jax.tree.leaves(self)):
             raise ValueError(

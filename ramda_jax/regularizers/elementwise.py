@@ -57,7 +57,7 @@ class L1(Elementwise):
     """
 
     scored: ClassVar[str | None] = "strength"
-    strength: base.Strength
+    strength: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("L1.strength", self.strength)
@@ -91,8 +91,8 @@ class ElasticNet(Elementwise):
     """
 
     scored: ClassVar[str | None] = "l1"
-    l1: base.Strength
-    l2: base.Strength
+    l1: base.StrengthField
+    l2: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("ElasticNet.l1", self.l1)
@@ -124,7 +124,7 @@ class L0(Elementwise):
 
     convex: ClassVar[bool] = False
     scored: ClassVar[str | None] = "strength"
-    strength: base.Strength
+    strength: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("L0.strength", self.strength)
@@ -153,7 +153,7 @@ class _Power(Elementwise):
     convex: ClassVar[bool] = False
     scored: ClassVar[str | None] = "strength"
     k: ClassVar[int]
-    strength: base.Strength
+    strength: base.StrengthField
 
     def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
         p, tau_star = 1 - 1 / self.k, self._tau_star
@@ -204,7 +204,7 @@ class LHalf(_Power):
     """
 
     k: ClassVar[int] = 2
-    strength: base.Strength
+    strength: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("LHalf.strength", self.strength)
@@ -226,7 +226,7 @@ class LTwoThirds(_Power):
     """
 
     k: ClassVar[int] = 3
-    strength: base.Strength
+    strength: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("LTwoThirds.strength", self.strength)
@@ -249,7 +249,7 @@ class Binarize(Elementwise):
 
     convex: ClassVar[bool] = False
     structure: ClassVar[str] = "signs"
-    strength: base.Strength
+    strength: base.StrengthField
 
     def __post_init__(self) -> None:
         base.check_strength("Binarize.strength", self.strength)

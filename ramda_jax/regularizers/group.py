@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import chex
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class GroupNorm(base.Regularizer):
 
     # Geometry.
 
-    def along(self, group_axis: GroupAxis) -> Any:
+    def along(self, group_axis: GroupAxis) -> Self:
         """The same, of arrays whose groups lie along other axes."""
         return dataclasses.replace(self, group_axis=group_axis)  # type: ignore[type-var]  # every one is a dataclass
 
@@ -64,7 +64,7 @@ class GroupNorm(base.Regularizer):
         """The group axes, as a tuple."""
         return (self.group_axis,) if isinstance(self.group_axis, int) else self.group_axis
 
-    def settle(self, shape: tuple[int, ...]) -> Any:
+    def settle(self, shape: tuple[int, ...]) -> Self:
         return self.along(int(self.group_axis)) if isinstance(self.group_axis, Guess) else self
 
     def reading(self, shape: tuple[int, ...]) -> str:
@@ -179,7 +179,7 @@ class GroupLasso(GroupNorm):
     """
 
     scored: ClassVar[str | None] = "strength"
-    strength: base.Strength
+    strength: base.StrengthField
     group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 
@@ -220,8 +220,8 @@ class SparseGroupLasso(GroupNorm):
     """
 
     scored: ClassVar[str | None] = "group"
-    l1: base.Strength
-    group: base.Strength
+    l1: base.StrengthField
+    group: base.StrengthField
     group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 
@@ -280,8 +280,8 @@ class GroupMCP(GroupNorm):
     """
 
     convex: ClassVar[bool] = False
-    strength: base.Strength
-    gamma: base.Strength
+    strength: base.StrengthField
+    gamma: base.StrengthField
     group_axis: GroupAxis = base.static_field(default=Guess(-2))
     size_weighted: bool = base.static_field(default=True)
 

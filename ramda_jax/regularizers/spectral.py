@@ -104,7 +104,7 @@ class NuclearNorm(base.Regularizer):
     structure: ClassVar[str] = "rank"
     scored: ClassVar[str | None] = "strength"
     is_norm: ClassVar[bool] = True
-    strength: base.Strength
+    strength: base.StrengthField
     row_axes: MatrixAxes = base.static_field(default=None)
     stack_axes: MatrixAxes = base.static_field(default=())
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import chex
 import jax
@@ -15,6 +15,10 @@ from ramda_jax.subproblem import Block, Solution, Subproblem, Whole
 # How the groups of several problems are worked on; a backend has one. Called as `algorithm` would be without its `pack`:
 # (algorithm, problems, warm starts, tolerance, most iterations) -> roots.
 Arrangement = Callable[..., list[secular.Roots]]
+
+
+Warm: TypeAlias = jax.Array | None
+"""What a solver keeps of a block between steps; None: nothing."""
 
 
 def together(algorithm: Callable, *arguments: Any) -> list[secular.Roots]:
@@ -43,7 +47,7 @@ class Solver(abc.ABC):
     def supports(self, psi: Regularizer) -> bool:
         """Whether this solver can minimise with this regularizer."""
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Warm:
         """The warm start before the first step, an array whose shape and dtype never change; None: nothing is kept.
 
         `start`: the block as one array, which says how a kept one lies on devices.
@@ -52,12 +56,12 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def solve(
-        self, problems: Sequence[Subproblem], warm: Sequence[Any], arrange: Arrangement
+        self, problems: Sequence[Subproblem], warm: Sequence[Warm], arrange: Arrangement
     ) -> list[Solution]:
         """Solve all, each started from its warm start."""
 
     @abc.abstractmethod
-    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: Warm) -> tuple[chex.Array, ...]:
         """x of the solution that left this warm start behind: nothing is solved again.
 
         It has the derivative of the minimiser with respect to the problem, unless `check_derivative` refuses.
@@ -80,8 +84,8 @@ class WholeSolver(Solver):
 
     @abc.abstractmethod
     def solve_one(
-        self, problem: Whole, warm: Any
-    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        self, problem: Whole, warm: Warm
+    ) -> tuple[chex.Array, Warm, chex.Array, chex.Array]:
         """(x, warm, iterations, residual) of one problem, started from its warm start."""
 
     def shares(self, psi: Regularizer) -> bool:
@@ -89,7 +93,7 @@ class WholeSolver(Solver):
         return True
 
     def solve(
-        self, problems: Sequence[Subproblem], warm: Sequence[Any], arrange: Arrangement
+        self, problems: Sequence[Subproblem], warm: Sequence[Warm], arrange: Arrangement
     ) -> list[Solution]:
         del arrange
         wholes = [problem.whole() for problem in problems]

@@ -1,7 +1,7 @@
 """One prox, no iteration: separable regularizers in any diagonal metric, every regularizer in a scalar one."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import jax.numpy as jnp
@@ -25,14 +25,14 @@ class ClosedForm(base.WholeSolver):
         return not psi.closed_form
 
     def solve_one(
-        self, problem: Whole, warm: Any
-    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        self, problem: Whole, warm: base.Warm
+    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
         x = self._prox(problem)
         # Exact but for rounding of x; a NaN or an infinity shows here, too.
         rounding = jnp.finfo(x.dtype).eps * _numerics.norm(problem.smooth.d * x)
         return x, warm, jnp.zeros([], jnp.int32), rounding
 
-    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
         del warm
         return problem.split(self._prox(problem.whole()))
 

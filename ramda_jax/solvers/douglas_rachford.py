@@ -1,7 +1,6 @@
 """Douglas-Rachford splitting: any convex regularizer with a prox, however badly conditioned the metric."""
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -61,13 +60,14 @@ class DouglasRachford(base.WholeSolver):
     def supports(self, psi: Regularizer) -> bool:
         return psi.convex
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
         """(What, its dual over the level), stacked; zeros: nothing known."""
         return jnp.stack([jnp.zeros_like(start, dtype=dtype)] * 2)
 
     def solve_one(
-        self, problem: Whole, warm: Any
-    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        self, problem: Whole, warm: base.Warm
+    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+        assert warm is not None  # as `init` gives it
         problem, unit = _in_units(problem)
         psi = problem.psi
         start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
@@ -88,7 +88,8 @@ class DouglasRachford(base.WholeSolver):
             return splitting.Settings(most, _TOLERANCE, _SHARE)
         return splitting.Settings(most, self.tolerance or 1e-13)
 
-    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
+        assert warm is not None
         return problem.split(warm[0])
 
 

@@ -55,7 +55,7 @@ class Newton(base.Solver):
     def supports(self, psi: Regularizer) -> bool:
         return isinstance(psi, GroupNorm) or psi.closed_form
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
         if not isinstance(block.psi, GroupNorm):
             return None
         if len(block.members) > 1:
@@ -65,7 +65,7 @@ class Newton(base.Solver):
         return jnp.zeros(tuple(n if a in axes else 1 for a, n in enumerate(shape)), dtype)
 
     def solve(
-        self, problems: Sequence[Subproblem], warm: Sequence[Any], arrange: base.Arrangement
+        self, problems: Sequence[Subproblem], warm: Sequence[base.Warm], arrange: base.Arrangement
     ) -> list[Solution]:
         groups = [i for i, p in enumerate(problems) if isinstance(p.psi, GroupNorm)]
         others = [i for i in range(len(problems)) if i not in groups]
@@ -88,7 +88,7 @@ class Newton(base.Solver):
                     solutions[i] = _solution(stated[i], roots)
         return [solutions[i] for i in range(len(problems))]
 
-    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
         if not isinstance(problem.psi, GroupNorm):
             return ClosedForm().recall(problem, warm)
         groups = group_problem(problem)

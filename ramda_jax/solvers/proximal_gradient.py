@@ -1,7 +1,6 @@
 """Proximal gradient solvers: any regularizer with a prox."""
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -54,10 +53,10 @@ class _KeepsSolution(base.WholeSolver):
     def supports(self, psi: Regularizer) -> bool:
         return True
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Any:
+    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
         return jnp.zeros_like(start, dtype=dtype)
 
-    def recall(self, problem: Subproblem, warm: Any) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
         return problem.split(warm)
 
 
@@ -96,8 +95,8 @@ class ProximalGradient(_KeepsSolution):
         _check(self)
 
     def solve_one(
-        self, problem: Whole, warm: Any
-    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        self, problem: Whole, warm: base.Warm
+    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
         settings = first_order.Settings(
             self.max_iterations, self.min_iterations, self.rtol, self.tolerance, accelerated=False
         )
@@ -141,8 +140,9 @@ class AcceleratedProximalGradient(_KeepsSolution):
         _check(self)
 
     def solve_one(
-        self, problem: Whole, warm: Any
-    ) -> tuple[chex.Array, Any, chex.Array, chex.Array]:
+        self, problem: Whole, warm: base.Warm
+    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+        assert warm is not None  # as `init` gives it
         smooth = problem.smooth
         double = warm.dtype == jnp.float64
         settings = first_order.Settings(
