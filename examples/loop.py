@@ -79,8 +79,15 @@ def prepare(run: Run, dataset: Dataset | Stream, parallel: OneDevice = ONE_DEVIC
 class _Recorder:
     """Turns the figures of epochs into rows, a while after their computation was started."""
 
-    def __init__(self, program: Program, rows: list[Row], on_epoch: Callable[[Row], None]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        rows: list[Row],
+        on_epoch: Callable[[Row], None],
+        checkpoints: Checkpoints | None,
+    ) -> None:
         self.program, self.rows, self.on_epoch = program, rows, on_epoch
+        self.checkpoints = checkpoints
         self.names = program.task.figure_names()
         self.before = rows[-1]["seconds"] if rows else 0.0
         self.begun = time.perf_counter()
@@ -109,6 +116,31 @@ class _Recorder:
         self.rows.append(row | {name: float(figures[name]) for name in self.names})
         self.on_epoch(self.rows[-1])
 
+    def timed_epoch(
+        self, state: TrainState, feed: Any, watch: OnStep
+    ) -> tuple[TrainState, jax.Array, float]:
+        """An epoch and its seconds per step; the last one's figures are recorded meanwhile."""
+        jax.block_until_ready(self.pending)  # evaluation is not part of the epoch's time
+        begun, compiled = time.perf_counter(), self.program.compile_seconds
+        state, iterations = self.program.epoch(state, feed, watch)
+        self.flush()
+        jax.block_until_ready((state, iterations))
+        seconds = time.perf_counter() - begun - (self.program.compile_seconds - compiled)
+        return state, iterations, seconds / self.program.steps_per_epoch
+
+    def interrupted(self, number: int, where: str) -> interrupt.Interrupted:
+        """What a signal ends the run with, once its last checkpoint is written."""
+        run = self.program.run
+        last = self.checkpoints.wait() if self.checkpoints else None
+        if last:
+            then = f"--resume goes on from epoch {last + 1}"
+        else:
+            why = "none is written yet" if run.settings.checkpoint_every else "checkpoint_every=0"
+            then = f"no checkpoint ({why}), so the run begins anew"
+        return interrupt.Interrupted(
+            number, f"{where} of {run.settings.epochs} ({run.optimizer}): {then}"
+        )
+
 
 def fit(
     program: Program,
@@ -134,62 +166,51 @@ def fit(
         Interrupted: by a signal, after a checkpoint where there is one to be.
     """
     with interrupt.deferred(_PATIENCE_SECONDS if checkpoints and checkpoints.every else 0):
-        return _fit(program, seed, on_epoch, checkpoints, start, on_estimate)
-
-
-def _fit(
-    program: Program,
-    seed: int,
-    on_epoch: Callable[[Row], None],
-    checkpoints: Checkpoints | None,
-    start: nnx.State | None,
-    on_estimate: Callable[[float], None],
-) -> Fit:
-    state, feed = program.start(seed, start), program.feed(seed)
-    rows: list[Row] = []
-    names = [*_OF_TIME, *program.task.figure_names()]
-    if checkpoints and (restored := checkpoints.restore(state, names)):
-        state, position, rows = restored
-        _set_position(feed, position)
-        for row in rows:
-            on_epoch(row)
-    if number := interrupt.waiting():  # the run before this one in a comparison was at its end
-        raise _interrupted(number, f"before epoch {len(rows) + 1}", program, checkpoints)
-    recorder = _Recorder(program, rows, on_epoch)
-    epochs, first = program.run.settings.epochs, len(rows) + 1
-    watch: OnStep = Pace(
-        lambda seconds, steps: on_estimate(
-            seconds * (steps_to_go(program, epochs - first + 1) - steps)
-        ),
-        lambda: program.compile_seconds,
-    )
-    for epoch in range(first, epochs + 1):
-        if not recorder.finite:
-            break
-        try:
-            state, iterations, step_seconds = _timed_epoch(program, state, feed, recorder, watch)
-        except interrupt.Interrupted as stop:
-            raise _interrupted(stop.number, f"in epoch {epoch}", program, checkpoints) from None
-        watch = unwatched
-        if not recorder.finite:
-            break
-        metrics = {**program.evaluate(state), "solver_iterations": iterations}
-        recorder.pending = (metrics, step_seconds)
-        number = interrupt.waiting() if epoch < epochs else 0  # after the last all is done
-        if checkpoints and (checkpoints.due(epoch) or (number and checkpoints.every)):
-            recorder.flush()
-            if recorder.finite:
-                checkpoints.save(epoch, state, _position(feed), recorder.rows)
-        if number:
-            recorder.flush()
-            raise _interrupted(number, f"after epoch {epoch}", program, checkpoints)
-    recorder.flush()
-    seconds = recorder.seconds
-    structured = program.task.structured(state.opt_state, state.params)
-    params, structured, model_state = program.task.parallel.local(
-        (state.params, structured, state.model_state)
-    )
-    return Fit(seed, recorder.rows, params, structured, model_state, seconds)
+        state, feed = program.start(seed, start), program.feed(seed)
+        rows: list[Row] = []
+        names = [*_OF_TIME, *program.task.figure_names()]
+        if checkpoints and (restored := checkpoints.restore(state, names)):
+            state, position, rows = restored
+            if isinstance(feed, Feed):
+                feed.seek(position)
+            for row in rows:
+                on_epoch(row)
+        recorder = _Recorder(program, rows, on_epoch, checkpoints)
+        if number := interrupt.waiting():  # the run before this one in a comparison was at its end
+            raise recorder.interrupted(number, f"before epoch {len(rows) + 1}")
+        epochs, first = program.run.settings.epochs, len(rows) + 1
+        left = lambda steps: steps_to_go(program, epochs - first + 1) - steps
+        tell = lambda seconds, steps: on_estimate(seconds * left(steps))
+        watch: OnStep = Pace(tell, lambda: program.compile_seconds)
+        for epoch in range(first, epochs + 1):
+            if not recorder.finite:
+                break
+            try:
+                state, iterations, step_seconds = recorder.timed_epoch(state, feed, watch)
+            except interrupt.Interrupted as stop:
+                raise recorder.interrupted(stop.number, f"in epoch {epoch}") from None
+            watch = unwatched
+            if not recorder.finite:
+                break
+            metrics = {**program.evaluate(state), "solver_iterations": iterations}
+            recorder.pending = (metrics, step_seconds)
+            number = interrupt.waiting() if epoch < epochs else 0  # after the last all is done
+            if checkpoints and (checkpoints.due(epoch) or (number and checkpoints.every)):
+                recorder.flush()
+                if recorder.finite:
+                    # A set in memory needs no position: the state's key says the order.
+                    position = feed.taken if isinstance(feed, Feed) else None
+                    checkpoints.save(epoch, state, position, recorder.rows)
+            if number:
+                recorder.flush()
+                raise recorder.interrupted(number, f"after epoch {epoch}")
+        recorder.flush()
+        seconds = recorder.seconds
+        structured = program.task.structured(state.opt_state, state.params)
+        params, structured, model_state = program.task.parallel.local(
+            (state.params, structured, state.model_state)
+        )
+        return Fit(seed, recorder.rows, params, structured, model_state, seconds)
 
 
 def steps_to_go(program: Program, epochs: int) -> float:
@@ -198,42 +219,3 @@ def steps_to_go(program: Program, epochs: int) -> float:
     """
     per_epoch = program.evaluations / (3 * program.run.settings.batch_size)
     return epochs * (program.steps_per_epoch + per_epoch)
-
-
-def _interrupted(
-    number: int, where: str, program: Program, checkpoints: Checkpoints | None
-) -> interrupt.Interrupted:
-    """What a signal ends the run with, once its last checkpoint is written."""
-    run = program.run
-    last = checkpoints.wait() if checkpoints else None
-    if last:
-        then = f"--resume goes on from epoch {last + 1}"
-    else:
-        why = "none is written yet" if run.settings.checkpoint_every else "checkpoint_every=0"
-        then = f"no checkpoint ({why}), so the run begins anew"
-    return interrupt.Interrupted(
-        number, f"{where} of {run.settings.epochs} ({run.optimizer}): {then}"
-    )
-
-
-def _timed_epoch(
-    program: Program, state: TrainState, feed: Any, recorder: _Recorder, watch: OnStep
-) -> tuple[TrainState, jax.Array, float]:
-    """An epoch and its seconds per step; the last one's figures are recorded meanwhile."""
-    jax.block_until_ready(recorder.pending)  # evaluation is not part of the epoch's time
-    begun, compiled = time.perf_counter(), program.compile_seconds
-    state, iterations = program.epoch(state, feed, watch)
-    recorder.flush()
-    jax.block_until_ready((state, iterations))
-    seconds = time.perf_counter() - begun - (program.compile_seconds - compiled)
-    return state, iterations, seconds / program.steps_per_epoch
-
-
-def _position(feed: Any) -> Any:
-    """Where the data is, as JSON; for a set in memory the state's key says it."""
-    return feed.taken if isinstance(feed, Feed) else None
-
-
-def _set_position(feed: Any, position: Any) -> None:
-    if isinstance(feed, Feed):
-        feed.seek(position)
