@@ -1,6 +1,7 @@
 """What every test module needs before JAX starts: eight fake CPU devices, hypothesis profiles."""
 
 import os
+import tempfile
 
 _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
@@ -28,6 +29,19 @@ hypothesis.settings.register_profile(
     max_examples=1000,
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default_ramda"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_program_is_compiled_twice():
+    """What one test has compiled, another that asks for the same program loads: compiling is most of a run's time.
+
+    JAX tells programs by all that their code depends on: computation, devices, options, versions, flags.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module", autouse=True)
