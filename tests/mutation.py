@@ -4,7 +4,9 @@
     python -m tests.mutation OUT.jsonl [--share 0.05] [--seed 0] [--only secular newton]
 
 Works in a copy of the repository. What survives the near tests meets the far ones. Mutants of annotations are no mutants
-and are left out, as are those of checks and texts of errors. A run that was ended goes on where it was.
+and are left out, as are those of checks and texts of errors. A run that was ended goes on where it was; what met
+only near tests (--near) meets the others in a run without it. Most mutants leave most programs as they are: those are
+compiled once.
 """
 
 import argparse
@@ -13,7 +15,9 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 900
+# More is an endless loop.
+NEAR_SECONDS, FAR_SECONDS = 600, 3600
 
-_SOLVERS = ["tests/solvers/test_secular.py", "tests/solvers/test_solvers.py"]
-_SPLITTING = ["tests/solvers/test_splitting.py"]
+_EFFORT = "tests/solvers/test_effort.py"
+_SOLVERS = ["tests/solvers/test_secular.py", "tests/solvers/test_solvers.py", _EFFORT]
+_SPLITTING = ["tests/solvers/test_splitting.py", _EFFORT]
 _PROXES = ["tests/regularizers"]
 _REFERENCE = ["tests/test_against_reference.py"]
 _STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
@@ -34,9 +40,9 @@ NEAR = {
     "solvers/newton.py": _SOLVERS,
     "solvers/scores.py": ["tests/test_targets.py", *_SOLVERS],
     "solvers/capped.py": _SOLVERS,
-    "solvers/closed_form.py": _REFERENCE,
+    "solvers/closed_form.py": [*_REFERENCE, "tests/solvers/test_solvers.py"],
     "solvers/first_order.py": ["tests/solvers/test_solvers.py", *_SPLITTING],
-    "solvers/proximal_gradient.py": ["tests/solvers/test_solvers.py"],
+    "solvers/proximal_gradient.py": ["tests/solvers/test_solvers.py", _EFFORT],
     "solvers/splitting.py": _SPLITTING,
     "solvers/douglas_rachford.py": _SPLITTING,
     "regularizers/elementwise.py": _PROXES,
@@ -111,16 +117,31 @@ def differs(mutation: Any, code: str) -> bool:
         return False
 
 
+def command(tests: list[str]) -> list[str]:
+    return [
+        sys.executable,
+        *["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=line"],
+        *tests,
+    ]
+
+
 def judged(mutation: Any, near: list[str], far: bool) -> dict[str, Any]:
     """What became of a mutant."""
     from cosmic_ray.mutating import mutate_and_test
 
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --no-header --tb=line"
     row: dict[str, Any] = {}
-    for tests in [near, *([[test for test in FAR if test not in near]] if far else [])]:
-        result = mutate_and_test([mutation], f"{command} {' '.join(tests)}", SECONDS)
+    rounds = [(near, NEAR_SECONDS)]
+    if far:
+        rounds += [([test for test in FAR if test not in near], FAR_SECONDS)]
+    for tests, seconds in rounds:
+        result = mutate_and_test([mutation], shlex.join(command(tests)), seconds)
         outcome = result.test_outcome.value if result.test_outcome else result.worker_outcome.value
-        row = {"outcome": outcome, "by": tests if outcome == "killed" else [], "diff": result.diff}
+        row = {
+            "outcome": outcome,
+            "by": tests if outcome == "killed" else [],
+            "far": far,
+            "diff": result.diff,
+        }
         if outcome != "survived":
             break
     return row
@@ -135,12 +156,17 @@ def main() -> None:
     parser.add_argument("--near", action="store_true", help="only near tests: more mutants an hour")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    known = {tuple(row["key"]) for row in done}
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = {tuple(row["key"]): row for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv"))
         os.chdir(copy)
+        os.environ |= {
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         total, chosen = 0, []
         for name in NEAR:
             path = copy / "ramda_jax" / name
@@ -155,22 +181,30 @@ def main() -> None:
         print(f"{len(chosen)} of {total} mutants", flush=True)
         # So that a run that is ended early has seen something of every file.
         random.Random(arguments.seed).shuffle(chosen)
+        # What fails without a mutant kills every one.
+        tests = {test for name, _ in chosen for test in NEAR[name]} | set(
+            () if arguments.near else FAR
+        )
+        subprocess.run(command(sorted(tests)), check=True)
         for name, mutation in chosen:
             key = (name, mutation.operator_name, mutation.occurrence)
-            if key in known:
+            settled = key in done and (
+                done[key]["outcome"] != "survived" or arguments.near or done[key]["far"]
+            )
+            if settled:
                 continue
             row = {
                 "key": key,
                 "line": mutation.start_pos[0],
                 **judged(mutation, NEAR[name], not arguments.near),
             }
-            done.append(row)
+            done[key] = row
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"  {row['outcome']}: {name}:{row['line']} {key[1]}", flush=True)
-    counts = Counter(row["outcome"] for row in done)
+    counts = Counter(row["outcome"] for row in done.values())
     print(f"of {len(done)}: {dict(counts)}")
-    for row in done:
+    for row in done.values():
         if row["outcome"] == "survived":
             print(f"\n{row['key']}\n{row['diff']}")
 
