@@ -34,7 +34,7 @@ FOLDER = "checkpoints"
 _FORMAT = 2
 
 # In the name of a folder that Orbax is still writing, or was when its process ended.
-_UNFINISHED = ".orbax-checkpoint-tmp"
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 _KEPT = 2  # so that there is one to go on from where the last is damaged
 
@@ -217,7 +217,7 @@ def any_in(out: Path) -> bool:
     never finished is none.
     """
     folder = out / FOLDER
-    return folder.is_dir() and any(_UNFINISHED not in entry.name for entry in folder.iterdir())
+    return folder.is_dir() and any(UNFINISHED not in entry.name for entry in folder.iterdir())
 
 
 def require_any(out: Path) -> None:

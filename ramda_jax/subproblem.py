@@ -377,6 +377,19 @@ class Whole(NamedTuple):
     psi: Regularizer
     start: chex.Array
 
+    def in_units(self) -> tuple[Whole, chex.Array]:
+        """(The same with v, D and the weight in units of about max D, this unit).
+
+        Then Q is of the size of ||x||^2, and leaves the float range only where that does. A power of two: nothing is
+        rounded.
+        """
+        v, _, d = self.smooth
+        exponent = jnp.frexp(jnp.max(d, initial=jnp.finfo(d.dtype).tiny))[1] - 1
+        unit, inverse = (jnp.ldexp(jnp.ones([], d.dtype), sign * exponent) for sign in (1, -1))
+        # Not quotients: XLA makes (v / unit) / (d / unit) one of two products, which overflow.
+        smooth = self.smooth._replace(v=inverse * v, d=inverse * d)
+        return self._replace(smooth=smooth, weight=inverse * self.weight), unit
+
 
 class Solution(NamedTuple):
     """The minimiser of one block and its certificate.

@@ -68,8 +68,10 @@ class DouglasRachford(base.WholeSolver):
         self, problem: Whole, warm: base.Warm
     ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
         assert warm is not None  # as `init` gives it
-        problem, unit = _in_units(problem)
-        psi = problem.psi
+        problem, unit = problem.in_units()
+        smooth, psi = problem.smooth, problem.psi
+        everywhere = smooth.d * jnp.ones_like(problem.start)
+        problem = problem._replace(smooth=smooth._replace(d=everywhere))
         start = jnp.where(jnp.any(warm != 0), warm[0], problem.start)
         # The dual is kept as a subgradient of the norm, which no weight and no strength enters.
         level = problem.weight * (getattr(psi, str(psi.scored)) if psi.is_norm else 1.0)
@@ -91,16 +93,3 @@ class DouglasRachford(base.WholeSolver):
     def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
         assert warm is not None
         return problem.split(warm[0])
-
-
-def _in_units(problem: Whole) -> tuple[Whole, chex.Array]:
-    """(The problem with D of the shape of x and v, D and weight in units of about max D, this unit).
-
-    Then Q is of the size of ||x||^2, and leaves the float range only where that does. A power of two: nothing is rounded.
-    """
-    smooth, weight, psi, previous = problem
-    d = smooth.d * jnp.ones_like(previous)
-    exponent = jnp.frexp(jnp.max(d, initial=jnp.finfo(d.dtype).tiny))[1] - 1
-    unit = jnp.ldexp(jnp.ones([], d.dtype), exponent)
-    smooth = smooth._replace(v=smooth.v / unit, d=d / unit)
-    return Whole(smooth, weight / unit, psi, previous), unit

@@ -48,8 +48,17 @@ class _Carry(NamedTuple):
     done: chex.Array
 
 
-def minimise(problem: Whole, start: chex.Array, active: chex.Array, settings: Settings) -> Result:
-    """Run the iteration from `start`; entries where `active` is False are known to be 0 at the optimum."""
+def minimise(
+    problem: Whole,
+    start: chex.Array,
+    active: chex.Array,
+    settings: Settings,
+    one: chex.Numeric = 1.0,
+) -> Result:
+    """Run the iteration from `start`; entries where `active` is False are known to be 0 at the optimum.
+
+    `one`: what the 1 in the rule of `rtol` is in the units of the problem.
+    """
     smooth, weight, psi, _ = problem
     zeros = jnp.zeros_like(start)
     start = jnp.where(active, start, zeros)
@@ -79,7 +88,7 @@ def minimise(problem: Whole, start: chex.Array, active: chex.Array, settings: Se
         if settings.tolerance is not None:
             done |= ~rejected & (residual <= settings.tolerance * scale)
         if settings.rtol is not None:
-            small = decrease / (jnp.abs(objective) + 1) < settings.rtol
+            small = decrease / (jnp.abs(objective) + one) < settings.rtol
             done |= ~rejected & small & (count >= settings.min_iterations)
         z = jnp.where(rejected, c.z, new)
         y, speed = z, jnp.ones_like(c.speed)
@@ -90,11 +99,11 @@ def minimise(problem: Whole, start: chex.Array, active: chex.Array, settings: Se
         return _Carry(count, z, y, speed, penalty, objective, residual, done)
 
     no = _numerics.never(scale)
-    one = jnp.where(no, scale, 1.0)
+    first_speed = jnp.where(no, scale, 1.0)
     penalty = weight * psi.value(start)
     objective = smooth.value(start) + penalty
     count = jnp.zeros([], jnp.int32)
-    first = _Carry(count, start, start, one, penalty, objective, jnp.inf * one, no)
+    first = _Carry(count, start, start, first_speed, penalty, objective, jnp.inf * first_speed, no)
     last = jax.lax.while_loop(unfinished, iterate, first)
     return Result(last.z, last.residual, last.count)
 

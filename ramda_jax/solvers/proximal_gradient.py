@@ -97,13 +97,14 @@ class ProximalGradient(_KeepsSolution):
     def solve_one(
         self, problem: Whole, warm: base.Warm
     ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+        problem, unit = problem.in_units()
         settings = first_order.Settings(
             self.max_iterations, self.min_iterations, self.rtol, self.tolerance, accelerated=False
         )
         x, residual, iterations = first_order.minimise(
-            problem, problem.start, _active(problem), settings
+            problem, problem.start, _active(problem), settings, 1 / unit
         )
-        return x, x, iterations, residual
+        return x, x, iterations, unit * residual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +144,7 @@ class AcceleratedProximalGradient(_KeepsSolution):
         self, problem: Whole, warm: base.Warm
     ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
         assert warm is not None  # as `init` gives it
+        problem, unit = problem.in_units()
         smooth = problem.smooth
         double = warm.dtype == jnp.float64
         settings = first_order.Settings(
@@ -154,5 +156,7 @@ class AcceleratedProximalGradient(_KeepsSolution):
         )
         free = smooth.x0 - smooth.v / smooth.d
         start = _best(smooth, problem.psi, problem.weight, problem.start, warm, free)
-        x, residual, iterations = first_order.minimise(problem, start, _active(problem), settings)
-        return x, x, iterations, residual
+        x, residual, iterations = first_order.minimise(
+            problem, start, _active(problem), settings, 1 / unit
+        )
+        return x, x, iterations, unit * residual

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from examples import loop
-from tests.examples.runs import assert_same, changed, fitted, prepared
+from examples.checkpoint import FOLDER, UNFINISHED
+from tests.examples.runs import assert_same, changed, fitted, prepared, without_times
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["stages=2", "checkpoint_every=1"]
@@ -26,7 +28,8 @@ def start(folder, processes, *arguments, devices=1, **environment):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.examples.worker", "plain", "--distributed"]
+    command = [sys.executable, "-m", "tests.examples.worker", "plain"]
+    command += ["--distributed"] if processes > 1 else []
     command += ["--out", str(folder), *SETTINGS, *arguments]
     started = []
     for number in range(processes):
@@ -119,3 +122,39 @@ def test_two_processes_read_their_parts_of_a_stream_and_train_as_one(tmp_path):
     # Only the first process prints.
     assert "objective of W" in Path(f"{folder}-0.log").read_text()
     assert "objective" not in Path(f"{folder}-1.log").read_text()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stream", ["false", "true"])
+@pytest.mark.parametrize(("number", "kills"), [(1, 20), (2, 10)])
+def test_kills_at_any_time_lose_nothing_that_was_saved(tmp_path, number, kills, stream):
+    """Of any process, at random times from its first new checkpoint on (an epoch with its save: tenths of a second)."""
+    rng, settings = random.Random(stream), ["--optimizer", "sgd", "epochs=150", f"stream={stream}"]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    assert end(start(straight, number, *settings)) == [0] * number, logs(straight)
+    saved, within_a_save = 0, 0
+    for kill in range(kills):
+        processes = start(folder, number, *settings, *(["--resume"] if saved else []))
+        deadline = time.monotonic() + SECONDS
+        while last_checkpoint(folder) <= saved:
+            assert time.monotonic() < deadline, logs(folder)
+            assert all(process.poll() is None for process in processes), logs(folder)
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
+        rng.choice(processes).kill()
+        assert all(status != 0 for status in end(processes)), logs(folder)
+        assert last_checkpoint(folder) > saved  # whatever was whole stays so
+        saved = last_checkpoint(folder)
+        within_a_save += any(UNFINISHED in path.name for path in (folder / FOLDER).iterdir())
+        print(f"kill {kill + 1}: {saved} epochs are saved, {within_a_save} kills within a save")
+    assert end(start(folder, number, *settings, "--resume")) == [0] * number, logs(folder)
+    # To the last bit.
+    assert without_times(rows(folder)) == without_times(rows(straight))
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, straight)]
+    assert summaries[0]["structure"] == summaries[1]["structure"]
+
+
+def last_checkpoint(folder):
+    """Its epoch; 0 if there is none."""
+    names = [path.name for path in (folder / FOLDER).glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -193,6 +193,35 @@ def test_momentum_never_makes_q_rise(seed):
     assert q[-1] < q[0]
 
 
+UNITS = [
+    (rj.L1(0.05), rj.ProximalGradient(max_iterations=50, rtol=None)),
+    (rj.GroupLasso(0.05, group_axis=1), rj.AcceleratedProximalGradient(max_iterations=50)),
+    (rj.NuclearNorm(0.05), rj.DouglasRachford(tolerance=1e-4)),
+]
+
+
+@pytest.mark.parametrize(("psi", "solver"), UNITS, ids=lambda x: type(x).__name__)
+def test_the_units_of_a_problem_do_not_matter(psi, solver):
+    rng = np.random.default_rng(0)
+    x0, v, start = (jnp.asarray(rng.standard_normal((12, 5)), jnp.float32) for _ in range(3))
+    d = jnp.asarray(np.exp(rng.uniform(-4, 0, (12, 5))), jnp.float32)
+    warm = jnp.zeros((2, 12, 5) if isinstance(solver, rj.DouglasRachford) else (12, 5), "float32")
+
+    @jax.jit
+    def solve(unit):
+        smooth = Quadratic(unit * v, x0, unit * d)
+        return solver.solve_one(Whole(smooth, unit, psi, start), warm)
+
+    x, _, iterations, residual = solve(jnp.float32(1))
+    assert iterations > 1
+    for exponent in (-60, 60, 120):  # Q would be infinite at the last
+        unit = jnp.float32(2.0**exponent)
+        found = solve(unit)
+        np.testing.assert_array_equal(found[0], x)
+        assert found[2] == iterations
+        assert found[3] == unit * residual
+
+
 @pytest.mark.parametrize("method", [rj.ramda, rj.prox_sgd], ids=["iterated", "closed form"])
 def test_matrices_of_one_shape_share_a_program_and_are_solved_as_if_alone(method):
     """Two kinds here: a matrix, twice, and a stack of two."""
