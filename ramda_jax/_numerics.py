@@ -56,7 +56,8 @@ def norm(x: chex.Array) -> chex.Array:
 def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     """||x_g|| in the keepdims layout; scaled by the largest entry, so that no square leaves the float range."""
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    # Whatever the unit, the norm is the same: no derivative goes through it.
+    unit = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
     y = x / unit
     square = jnp.sum(y * y, axis=axes, keepdims=True)
     # The inner `where` keeps the gradient of a zero group at 0 instead of NaN.
@@ -182,7 +183,7 @@ def sqrt(x: chex.Array) -> chex.Array:
 @sqrt.defjvp
 def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
     """dx / (2 sqrt(x))."""
-    root = jnp.sqrt(*primals)
+    root = sqrt(*primals)
     slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1.0), jnp.zeros_like(root))
     return root, slope * tangents[0]
 

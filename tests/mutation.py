@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 NEAR_SECONDS, FAR_SECONDS = 600, 3600
 
 _EFFORT = "tests/solvers/test_effort.py"
+_NUMERICS = "tests/test_numerics.py"
 _SOLVERS = ["tests/solvers/test_secular.py", "tests/solvers/test_solvers.py", _EFFORT]
 _SPLITTING = ["tests/solvers/test_splitting.py", _EFFORT]
 _PROXES = ["tests/regularizers"]
@@ -36,10 +37,10 @@ _REFERENCE = ["tests/test_against_reference.py"]
 _STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
 # Of every file: the tests beside it. They are run in this order, up to the first failure.
 NEAR = {
-    "solvers/secular.py": _SOLVERS,
+    "solvers/secular.py": [*_SOLVERS, "tests/test_derivative.py"],
     "solvers/newton.py": _SOLVERS,
     "solvers/scores.py": ["tests/test_targets.py", *_SOLVERS],
-    "solvers/capped.py": _SOLVERS,
+    "solvers/capped.py": ["tests/solvers/test_capped.py", _EFFORT],
     "solvers/closed_form.py": [*_REFERENCE, "tests/solvers/test_solvers.py"],
     "solvers/first_order.py": ["tests/solvers/test_solvers.py", *_SPLITTING],
     "solvers/proximal_gradient.py": ["tests/solvers/test_solvers.py", _EFFORT],
@@ -47,7 +48,7 @@ NEAR = {
     "solvers/douglas_rachford.py": _SPLITTING,
     "regularizers/elementwise.py": _PROXES,
     "regularizers/group.py": _PROXES,
-    "regularizers/spectral.py": [*_PROXES, *_SPLITTING],
+    "regularizers/spectral.py": [*_PROXES, *_SPLITTING, "tests/test_assignment.py"],
     "methods/adam.py": _REFERENCE,
     "methods/dual_averaging.py": _REFERENCE,
     "methods/prox_adamw.py": _REFERENCE,
@@ -57,8 +58,8 @@ NEAR = {
     "methods/rmda.py": _REFERENCE,
     "schedules.py": _STAGES,
     "targets.py": ["tests/test_targets.py"],
-    "structure.py": _STAGES,
-    "_numerics.py": [*_PROXES, *_SOLVERS],
+    "structure.py": ["tests/test_structure.py"],
+    "_numerics.py": [_NUMERICS, *_PROXES, *_SOLVERS, "tests/test_deployable.py"],
 }
 FAR = [
     "tests/test_against_reference.py", "tests/test_blocks.py", "tests/test_transformations.py",

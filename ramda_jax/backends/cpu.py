@@ -1,13 +1,14 @@
 """On a CPU that holds whole arrays: the solve goes tile by tile, and a tile stays in a cache.
 
 b and D of a tile are kept while its groups are solved, so the accumulators are read once, whatever the iterations.
+Arrays of one kind share a program, which is compiled once: tile by tile of one array after the other.
 Accumulating and moving stay whole: XLA spreads such work over threads, and this pays only for large pieces.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -55,7 +56,14 @@ def arrangement(sizes: tuple[int, ...]) -> Callable[..., list[Roots]]:
             alone = algorithm([problem], [guess], tolerance, max_iterations, pack=Products)
             return alone[0]
 
-        return [_in_tiles(solve, p, guess, sizes) for p, guess in zip(problems, warm, strict=True)]
+        alike: dict[Any, list[int]] = {}
+        for i, pair in enumerate(zip(problems, warm, strict=True)):
+            alike.setdefault(_kind(*pair), []).append(i)
+        found: dict[int, Roots] = {}
+        for places in alike.values():
+            own, guesses = [problems[i] for i in places], [warm[i] for i in places]
+            found |= zip(places, _in_tiles(solve, own, guesses, sizes), strict=True)
+        return [found[i] for i in range(len(problems))]
 
     return arrange
 
@@ -85,51 +93,122 @@ def _sum(along: Along, x: chex.Array) -> chex.Array:
     return along.sum(x)
 
 
+def _kind(problem: GroupProblem, warm: chex.Array | None) -> Any:
+    """What problems have in common that one program solves: all but the numbers."""
+    pieces = [jax.eval_shape(m.pieces, m.arrays) for m in problem.members]
+    arrays = [m.arrays for m in problem.members]
+    leaves, structure = jax.tree.flatten((pieces, arrays, _numbers(problem), warm))
+    along = tuple(m.along for m in problem.members)
+    return structure, *map(jax.typeof, leaves), along, problem.resident, problem.names
+
+
+def _numbers(problem: GroupProblem) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in ("level", "kappa", "cap")}
+
+
+class _Cut(NamedTuple):
+    """How a problem is cut into tiles: `length` of its `number` groups at a time.
+
+    Attributes:
+      axes: of every member, along which it is cut.
+      axis: along which what there is per group is.
+      vector: whether that is a vector.
+    """
+
+    axes: list[int]
+    axis: int
+    vector: bool
+    number: int
+    length: int
+
+
+def _cut_of(problem: GroupProblem, size: int) -> _Cut | None:
+    """In tiles of at most so many entries; None where it cannot be cut."""
+    vector = problem.members[0].along.number is not None
+    if vector and any(len(m.along.axes) != 1 for m in problem.members):
+        return None
+    axes = [axis for m in problem.members if (axis := _longest(m)) is not None]
+    shapes = [m.shape for m in problem.members]
+    if not axes:  # one group
+        return None
+    number = shapes[0][axes[0]]
+    group_size = sum(math.prod(shape) for shape in shapes) // max(number, 1)
+    length = _tile_length(number, group_size, size)
+    return _Cut(axes, 0 if vector else axes[0], vector, number, length)
+
+
+def _slice(x: chex.Array, cut: _Cut, axis: int, start: chex.Array) -> chex.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, cut.length, axis) if x.ndim else x
+
+
+def _tile(problem: GroupProblem, cut: _Cut, start: chex.Array) -> list[tuple[chex.Array, ...]]:
+    """(b, D) of every member of a tile."""
+    arrays = [
+        jax.tree.map(lambda x, axis=axis: _slice(x, cut, axis, start), member.arrays)
+        for member, axis in zip(problem.members, cut.axes, strict=True)
+    ]
+    return [m.pieces(own) for m, own in zip(problem.members, arrays, strict=True)]
+
+
 def _in_tiles(
     solve: Callable[[GroupProblem, Any], Roots],
-    problem: GroupProblem,
-    warm: chex.Array | None,
+    problems: Sequence[GroupProblem],
+    warm: Sequence[chex.Array | None],
     sizes: tuple[int, ...],
-) -> Roots:
-    """The roots of one problem, in tiles of whole groups; `sizes`: of the tiles, of the tiles within a tile, and so on."""
-    vector = problem.members[0].along.number is not None
-    if not sizes or (vector and any(len(m.along.axes) != 1 for m in problem.members)):
-        return solve(problem, warm)
-    axes = [_longest(m) for m in problem.members]
-    shapes = [m.shape for m in problem.members]
-    if axes[0] is None:  # one group
-        return solve(problem, warm)
-    number = shapes[0][axes[0]]
-    size = sum(math.prod(shape) for shape in shapes) // max(number, 1)
-    length = _tile_length(number, size, sizes[0])
-    if length == number:
-        return _in_tiles(solve, problem, warm, sizes[1:])
-    axis = 0 if vector else axes[0]  # of what there is per group
+) -> list[Roots]:
+    """The roots of problems of one kind, in tiles of whole groups, by one program.
 
-    def tile(start: chex.Array) -> Roots:
-        cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, length, axis) if x.ndim else x
-        members = []
-        for member, along in zip(problem.members, axes, strict=True):
-            arrays = jax.tree.map(lambda x, along=along: cut(x, along), member.arrays)
-            shared = length if vector else None
-            where = Along(member.along.axes, shared)
-            members.append(Member(member.pieces(arrays), secular.as_they_are, where))
-        part = problem._replace(members=tuple(members), resident=True)
-        return _in_tiles(solve, part, None if warm is None else cut(warm, axis), sizes[1:])
+    `sizes`: of the tiles, of the tiles within a tile, and so on.
+    """
+    first, alone = problems[0], len(problems) == 1
+    cut = _cut_of(first, sizes[0]) if sizes else None
+    if cut is None:
+        return [solve(*pair) for pair in zip(problems, warm, strict=True)]
+    number, length, axis = cut.number, cut.length, cut.axis
+    if alone and length == number:
+        return _in_tiles(solve, problems, warm, sizes[1:])
+    # What is small is stacked; of the rest a tile at a time is taken from the problem whose turn it is.
+    small = [(_numbers(p), guess) for p, guess in zip(problems, warm, strict=True)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *small)
+    tiles = -(-number // length)
 
-    def body(k: chex.Array, whole: Roots) -> Roots:
-        start = jnp.minimum(k * length, number - length)  # the last tile may overlap its neighbour
-        part = tile(start)
-        put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis) if y.ndim else y
-        new = jax.tree.map(put, whole, part)
-        return new._replace(iterations=jnp.maximum(whole.iterations, part.iterations))
+    def tile(k: chex.Array, start: chex.Array) -> Roots:
+        choices = [functools.partial(_tile, p, cut) for p in problems]
+        pieces = choices[0](start) if alone else jax.lax.switch(k, choices, start)
+        shared = length if cut.vector else None
+        members = [
+            Member(pair, secular.as_they_are, Along(m.along.axes, shared))
+            for pair, m in zip(pieces, first.members, strict=True)
+        ]
+        numbers, guess = jax.tree.map(lambda x: x[k], stacked)
+        part = first._replace(members=tuple(members), resident=True, **numbers)
+        guess = None if guess is None else _slice(guess, cut, axis, start)
+        return _in_tiles(solve, [part], [guess], sizes[1:])[0]
 
-    abstract = jax.eval_shape(tile, jnp.zeros([], jnp.int32))
-    full = lambda y: tuple(number if a == axis else n for a, n in enumerate(y.shape))
-    arrays = [m.arrays for m in problem.members]
-    never = _numerics.never((arrays, problem.level, problem.kappa, problem.cap, warm))
-    empty = jax.tree.map(lambda y: jnp.full(full(y), never.astype(y.dtype)), abstract)
-    return jax.lax.fori_loop(0, -(-number // length), body, empty)
+    def body(i: chex.Array, whole: Roots) -> Roots:
+        k = 0 if alone else i // tiles
+        # The last tile may overlap its neighbour.
+        start = jnp.minimum(i % tiles * length, number - length)
+        part = tile(k, start)
+
+        def put(x: chex.Array, y: chex.Array) -> chex.Array:
+            at = [start if a == axis else 0 for a in range(y.ndim)]
+            return jax.lax.dynamic_update_slice(x, y[None], [k, *at])
+
+        return Roots(
+            put(whole.r, part.r),
+            put(whole.residual, part.residual),
+            whole.iterations.at[k].max(part.iterations),
+        )
+
+    along, shape = first.members[0].along, first.members[0].shape
+    kept = [number] if cut.vector else [n if a in along.axes else 1 for a, n in enumerate(shape)]
+    dtype = jax.eval_shape(first.members[0].pieces, first.members[0].arrays)[0].dtype
+    never = _numerics.never(([[m.arrays for m in p.members] for p in problems], small))
+    numbers = jnp.full((len(problems), *kept), never.astype(dtype))
+    empty = Roots(numbers, numbers, jnp.full(len(problems), never.astype(jnp.int32)))
+    found = jax.lax.fori_loop(0, len(problems) * tiles, body, empty)
+    return [jax.tree.map(lambda x, k=k: x[k], found) for k in range(len(problems))]
 
 
 def _longest(member: Member) -> int | None:

@@ -16,6 +16,7 @@ SHAPES = {
     "dense": {"kernel": (101, 60), "bias": (60,)},
     "conv": {"kernel": (3, 3, 24, 16)},
     "small": {"kernel": (7, 5)},
+    "twin": {"kernel": (101, 60)},
 }
 TILES = {"cpu": cpu.tiled((2000, 500))}
 
@@ -41,6 +42,27 @@ def test_tiles_and_whole_arrays_give_the_same_step(name, psi):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
     for one, other in zip(jax.tree.leaves(tiles[1]), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_array_equal(one == 0, other == 0)
+
+
+def test_arrays_of_one_kind_share_a_program_and_keep_their_strengths():
+    shapes = {name: {"kernel": (101, 60)} for name in "abcde"}
+
+    def run(names):
+        own = {name: shapes[name] for name in names}
+        psis = {name: {"kernel": rj.GroupLasso(0.02 * (1 + k))} for k, name in enumerate(names)}
+        tx = rj.ramda(0.1, psis)
+        params = normal(0, own, jnp.float64)
+        program = jax.jit(step_of(tx)).lower(params, tx.init(params), params).compile()
+        return program.as_text().count(" while("), train(tx, own, jnp.float64)[0]
+
+    with jax.enable_x64(True):
+        with backends.injected(TILES):
+            (two, _), (five, tiles) = run("ab"), run("abcde")
+        with backends.injected({}):
+            _, whole = run("abcde")
+    assert five == two > 0
+    for one, other in zip(jax.tree.leaves(tiles), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
