@@ -45,7 +45,13 @@ def _no_program_is_compiled_twice():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _executables_go_with_their_module():
-    """Every compiled program holds memory maps, of which Linux allows a process 65,530: one more and LLVM crashes."""
+def _executables_go_with_their_module(request):
+    """Every compiled program holds memory maps, of which Linux allows a process 65,530: one more and LLVM crashes.
+
+    A module marked `unoptimized` asks how a step is put together, not how well it is rounded: LLVM need not try hard.
+    """
+    easy = request.node.get_closest_marker("unoptimized") is not None
+    jax.config.update("jax_disable_most_optimizations", easy)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()

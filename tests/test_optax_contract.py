@@ -47,6 +47,8 @@ from tests.methods import (
     without,
 )
 
+pytestmark = pytest.mark.unoptimized
+
 Tree = Any
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=method_id)

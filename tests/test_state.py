@@ -24,6 +24,8 @@ from ramda_jax import interop
 from ramda_jax.state import Entry, Plan
 from ramda_jax.subproblem import Block, Member
 
+pytestmark = pytest.mark.unoptimized
+
 METHODS = {
     "ramda": functools.partial(rj.ramda, 0.1),
     "rmda": functools.partial(rj.rmda, 0.1),

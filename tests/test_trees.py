@@ -19,6 +19,8 @@ import ramda_jax as rj
 from ramda_jax import backends, trees
 from ramda_jax.backends import cpu
 
+pytestmark = pytest.mark.unoptimized
+
 LASSO = rj.GroupLasso(0.1)
 METHODS = {
     "ramda": functools.partial(rj.ramda, 0.1),
