@@ -31,6 +31,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default_ramda"))
 
 
+# Random parameters that modules make when they are imported: nobody looks at their last digit.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish():
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_program_is_compiled_twice():
     """What one test has compiled, another that asks for the same program loads: compiling is most of a run's time.
