@@ -3,7 +3,10 @@
 Every message is read for the words a user needs: which argument, which value, what range.
 """
 
+import dataclasses
 import functools
+import importlib
+import pkgutil
 import re
 import warnings
 from collections.abc import Callable
@@ -586,3 +589,18 @@ def test_a_momentum_that_means_the_reverse_elsewhere_is_warned_of(name: str) -> 
         warnings.simplefilter("error")
         getattr(rj, name)(0.1, None, momentum=1.0)
         getattr(rj, name)(0.1, None, momentum=0.1)
+
+
+def test_settings_do_not_change():
+    """They are hashed, and programs are compiled for them."""
+    names = [m.name for m in pkgutil.walk_packages(rj.__path__, "ramda_jax.")]
+    found = {
+        member
+        for name in names
+        for member in vars(importlib.import_module(name)).values()
+        if isinstance(member, type) and dataclasses.is_dataclass(member)
+    }
+    found = {cls for cls in found if cls.__module__.startswith("ramda_jax.")}
+    assert len(found) > 40
+    changing = {cls.__name__ for cls in found if not cls.__dataclass_params__.frozen}
+    assert changing == {"Flow"}  # which the analysis of a network writes

@@ -78,6 +78,6 @@ def test_summary_is_a_flat_dict_of_numbers():
 
 
 def test_binarized_share():
-    tree = {"kernel": jnp.asarray([[1.0, -1.0], [0.5, 1.0]])}
-    assert rj.summary(tree, rj.Binarize(0.1))["kernel/binarized"] == 0.75
+    tree = {"kernel": jnp.asarray([[1.0, -1.0, 2.0], [0.5, 1.0, -1.5]])}
+    assert rj.summary(tree, rj.Binarize(0.1))["kernel/binarized"] == 0.5
     assert rj.group_sparsity(tree, rj.Binarize(0.1)) == 0

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ramda_jax as rj
-from ramda_jax.solvers import together
+from ramda_jax.solvers import splitting, together
 from ramda_jax.subproblem import Part, Subproblem, single
 from tests import reference
 
@@ -110,6 +110,15 @@ def test_the_minimiser_and_a_second_solve_that_knows_it(case):
     again = solve(data, TIGHT, warm=found.warm)
     assert int(again.iterations) == 0
     np.testing.assert_array_equal(again.x, found.x)
+
+
+def test_parallel_differences_share_their_weight():
+    """As near a solution; without regularization their system is singular."""
+    step = jnp.arange(1.0, 4.0)
+    rows, gram = jnp.stack([step] * 3), jnp.full((3, 3), step @ step)
+    history = splitting._History(rows, 2 * rows, gram, jnp.int32(0))
+    point = splitting._Point(step, *[jnp.float64(0)] * 6)._replace(change=0.5 * step)
+    np.testing.assert_allclose(splitting._extrapolate(history, point), step, rtol=1e-10)
 
 
 CERTIFIED = [
