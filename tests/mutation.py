@@ -35,8 +35,8 @@ _SPLITTING = ["tests/solvers/test_splitting.py", _EFFORT]
 _PROXES = ["tests/regularizers"]
 _REFERENCE = ["tests/test_against_reference.py"]
 _STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
-# Of every file: the tests beside it. They are run in this order, up to the first failure.
-NEAR = {
+# Of every file: the tests beside it, and its own examples. They are run in this order, up to the first failure.
+_BESIDE = {
     "solvers/secular.py": [*_SOLVERS, "tests/test_derivative.py"],
     "solvers/newton.py": _SOLVERS,
     "solvers/scores.py": ["tests/test_targets.py", *_SOLVERS],
@@ -61,6 +61,7 @@ NEAR = {
     "structure.py": ["tests/test_structure.py"],
     "_numerics.py": [_NUMERICS, *_PROXES, *_SOLVERS, "tests/test_deployable.py"],
 }
+NEAR = {name: [*tests, f"ramda_jax/{name}"] for name, tests in _BESIDE.items()}
 FAR = [
     "tests/test_against_reference.py", "tests/test_blocks.py", "tests/test_transformations.py",
     "tests/test_deployable.py", "tests/test_targets.py", "tests/test_state.py", "tests/test_bad_input.py",
