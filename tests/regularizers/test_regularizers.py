@@ -57,6 +57,19 @@ def _x64():
 
 
 @ALL
+def test_convex_is_what_no_midpoint_contradicts(name):
+    psi, theirs = PAIRS[name]
+    rng = np.random.default_rng(0)
+    above = []
+    for scale in np.exp(rng.uniform(-4, 1, 40)):
+        # Of one sign, of both, and from zero.
+        x = scale * rng.standard_normal(SHAPE)
+        for y in (x * rng.uniform(0, 2), x + scale * rng.standard_normal(SHAPE), 0 * x):
+            above.append(theirs.value((x + y) / 2) - (theirs.value(x) + theirs.value(y)) / 2)
+    assert psi.convex == (max(above) <= 1e-12)
+
+
+@ALL
 def test_value_equals_the_reference(name):
     ours, theirs = PAIRS[name]
     x, _ = arrays(0)
