@@ -143,7 +143,7 @@ class Checkpoints:
             return None
         with self._failure_named():
             self._manager.wait_until_finished()
-        return max(_epochs(self.folder), default=None)
+        return max(saved_epochs(self.folder), default=None)
 
     def restore(
         self, start: TrainState, figures: Sequence[str] | None = None
@@ -204,7 +204,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            last = max(_epochs(self.folder), default=None)
+            last = max(saved_epochs(self.folder), default=None)
             after = f"then --resume goes on from epoch {last + 1}" if last else "then begin anew"
             raise RecipeError(
                 f"{self.folder}: expected a folder that checkpoints can be written to "
@@ -232,7 +232,7 @@ def require_any(out: Path) -> None:
         )
 
 
-def _epochs(folder: Path) -> list[int]:
+def saved_epochs(folder: Path) -> list[int]:
     """Of the checkpoints in a folder, the last first: each is a folder of its epoch's number."""
     if not folder.is_dir():
         return []
@@ -241,7 +241,7 @@ def _epochs(folder: Path) -> list[int]:
 
 
 def _found_epochs(folder: Path) -> list[int]:
-    epochs = _epochs(folder)
+    epochs = saved_epochs(folder)
     if not epochs:
         names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
         raise RecipeError(

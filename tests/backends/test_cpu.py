@@ -45,22 +45,23 @@ def test_tiles_and_whole_arrays_give_the_same_step(name, psi):
 
 
 def test_arrays_of_one_kind_share_a_program_and_keep_their_strengths():
-    shapes = {name: {"kernel": (101, 60)} for name in "abcde"}
-
-    def run(names):
-        own = {name: shapes[name] for name in names}
+    def stated(names):
+        shapes = {name: {"kernel": (101, 60)} for name in names}
         psis = {name: {"kernel": rj.GroupLasso(0.02 * (1 + k))} for k, name in enumerate(names)}
-        tx = rj.ramda(0.1, psis)
-        params = normal(0, own, jnp.float64)
+        return rj.ramda(0.1, psis), shapes
+
+    def loops(names):
+        tx, shapes = stated(names)
+        params = normal(0, shapes, jnp.float64)
         program = jax.jit(step_of(tx)).lower(params, tx.init(params), params).compile()
-        return program.as_text().count(" while("), train(tx, own, jnp.float64)[0]
+        return program.as_text().count(" while(")
 
     with jax.enable_x64(True):
         with backends.injected(TILES):
-            (two, _), (five, tiles) = run("ab"), run("abcde")
+            assert loops("abcde") == loops("ab") > 0
+            tiles, _ = train(*stated("abcde"), jnp.float64)
         with backends.injected({}):
-            _, whole = run("abcde")
-    assert five == two > 0
+            whole, _ = train(*stated("abcde"), jnp.float64)
     for one, other in zip(jax.tree.leaves(tiles), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 

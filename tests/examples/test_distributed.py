@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from examples import loop
-from examples.checkpoint import FOLDER, UNFINISHED
+from examples.checkpoint import FOLDER, UNFINISHED, saved_epochs
 from tests.examples.runs import assert_same, changed, fitted, prepared, without_times
 
 ROOT = Path(__file__).parents[2]
@@ -156,5 +156,4 @@ def test_kills_at_any_time_lose_nothing_that_was_saved(tmp_path, number, kills, 
 
 def last_checkpoint(folder):
     """Its epoch; 0 if there is none."""
-    names = [path.name for path in (folder / FOLDER).glob("*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max(saved_epochs(folder / FOLDER), default=0)

@@ -1,15 +1,13 @@
 """Group norms that are flat beyond a cap: the global minimiser of every group, against float64, and its certificate."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 import ramda_jax as rj
-from ramda_jax.solvers import Newton, together
-from ramda_jax.subproblem import Part, Subproblem, single
+from ramda_jax.solvers import Newton
 from tests import reference
+from tests.solvers.problems import solve_block
 
 SHAPE = (40, 6)
 
@@ -20,14 +18,16 @@ def _x64():
         yield
 
 
-@functools.partial(jax.jit, static_argnames=("condition",))
-def solve(v, x0, d, weight, psi, condition=None):
+def solve(v, x0, d, weight, psi):
     """(x, residual)"""
-    solver, block = Newton(), single(0, "x", SHAPE, psi)
-    pieces = lambda arrays, start, scalars: arrays
-    problem = Subproblem(block, (Part((v, x0, d), x0),), (), pieces, weight, psi)
-    (found,) = solver.solve([problem], [np.zeros((SHAPE[0], 1))], together)
+    found = solve_block(Newton(), (v, x0, d), weight, psi, x0, np.zeros((SHAPE[0], 1)))
     return found.x[0], found.residual
+
+
+def objectives(x, v, x0, d, weight, psi):
+    """Q of every group."""
+    rows = range(SHAPE[0])
+    return [reference.Q(x[[g]], v[[g]], x0[[g]], d[[g]], weight, psi) for g in rows]
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0, 1e4])
@@ -40,15 +40,13 @@ def test_every_group_has_its_global_minimiser(condition, gamma):
         d = np.exp(rng.uniform(-np.log(condition), 0, SHAPE)) * 4
         x0 = rng.standard_normal(SHAPE) * np.exp(rng.uniform(-3, 4, (SHAPE[0], 1)))
         v = 0.1 * d * rng.standard_normal(SHAPE)
-        x, residual = solve(v, x0, d, 1.5, rj.GroupMCP(strength, gamma, group_axis=0))
+        x, residual = map(
+            np.asarray, solve(v, x0, d, 1.5, rj.GroupMCP(strength, gamma, group_axis=0))
+        )
         psi = reference.GroupMCP(strength, gamma, group_axis=0)
         expected = reference.solve_subproblem(v, x0, d, 1.5, psi)
-        # By group: of two minima of one height either may be taken.
-        objective = lambda y: [
-            reference.Q(y[[g]], v[[g]], x0[[g]], d[[g]], 1.5, psi)  # noqa: B023 (called within the turn)
-            for g in range(SHAPE[0])
-        ]
-        np.testing.assert_allclose(objective(np.asarray(x)), objective(expected), rtol=1e-9)
+        theirs = objectives(expected, v, x0, d, 1.5, psi)
+        np.testing.assert_allclose(objectives(x, v, x0, d, 1.5, psi), theirs, rtol=1e-9)
         np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-9)
         assert residual <= 1e-11 * np.linalg.norm(d * x0 - v)
         norms = np.linalg.norm(x, axis=1)

@@ -2,8 +2,6 @@
 passes every other test.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,8 @@ import pytest
 
 import ramda_jax as rj
 from ramda_jax.solvers import capped, secular
-from ramda_jax.subproblem import Along, Quadratic, Whole
+from ramda_jax.subproblem import Along
+from tests.solvers.problems import solve_block
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +23,15 @@ def metric(rng, condition, shape):
     return np.exp(rng.uniform(-np.log(condition), 0, shape))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def solve(solver, psi, v, x0, d, weight, start, warm):
-    """(x, warm, iterations, residual)"""
-    return solver.solve_one(Whole(Quadratic(v, x0, d), weight, psi, start), warm)
+    """(x, iterations)"""
+    found = solve_block(solver, (v, x0, d), weight, psi, start, warm)
+    return found.x[0], found.iterations
 
 
 @jax.jit
 def flat_beyond_a_cap(b, d, kappa, cap):
-    rows = secular.Member((b, d), lambda arrays: arrays, Along((0,)))
+    rows = secular.Member((b, d), secular.as_they_are, Along((0,)))
     (found,) = capped.solve(
         [secular.GroupProblem((rows,), jnp.ones([]), kappa, cap)], [None], None, 30
     )
@@ -57,7 +56,7 @@ def test_the_splitting_extrapolates_from_more_than_one_difference():
             rng = np.random.default_rng(seed)
             d, x0 = metric(rng, 1e2, (24, 10)), unit * rng.standard_normal((24, 10))
             v, warm = unit * d * rng.standard_normal(d.shape), np.zeros((2, 24, 10))
-            total += solve(solver, rj.NuclearNorm(0.2), v, x0, d, 0.5 * unit, x0, warm)[2]
+            total += solve(solver, rj.NuclearNorm(0.2), v, x0, d, 0.5 * unit, x0, warm)[1]
         assert total <= 95
 
 
@@ -77,7 +76,7 @@ def test_groups_dead_by_their_scores_do_not_shorten_the_steps(solver, most):
     v = d * rng.standard_normal(shape)
     d[::4], x0[::4] = 1e4 * d[::4], 1e-6
     psi = rj.GroupLasso(0.8, group_axis=0)
-    x, _, iterations, _ = solve(solver, psi, v, x0, d, 1.0, x0, np.zeros(shape))
+    x, iterations = solve(solver, psi, v, x0, d, 1.0, x0, np.zeros(shape))
     assert iterations <= most
     assert not x[::4].any()
     assert x.any()
@@ -89,12 +88,12 @@ def test_accelerated_proximal_gradient_starts_from_the_best_it_knows():
     d, x0 = metric(rng, 1e2, shape), rng.standard_normal(shape)
     v, far = d * rng.standard_normal(shape), 100 * rng.standard_normal(shape)
     solver, psi = rj.AcceleratedProximalGradient(tolerance=1e-8), rj.GroupLasso(0.1, group_axis=0)
-    x, _, cold, _ = solve(solver, psi, v, x0, d, 1.0, far, np.zeros(shape))
+    x, cold = solve(solver, psi, v, x0, d, 1.0, far, np.zeros(shape))
     assert cold > 10
-    assert solve(solver, psi, v, x0, d, 1.0, far, x)[2] == 1  # its own solution
-    assert solve(solver, psi, v, x0, d, 1.0, x, far)[2] == 1  # W^{t-1}
+    assert solve(solver, psi, v, x0, d, 1.0, far, x)[1] == 1  # its own solution
+    assert solve(solver, psi, v, x0, d, 1.0, x, far)[1] == 1  # W^{t-1}
     # x0 - v / D, where the regularizer is next to nothing
-    assert solve(solver, rj.GroupLasso(1e-12, group_axis=0), v, x0, d, 1.0, far, far)[2] <= 2
+    assert solve(solver, rj.GroupLasso(1e-12, group_axis=0), v, x0, d, 1.0, far, far)[1] <= 2
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6)])

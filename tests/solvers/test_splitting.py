@@ -1,7 +1,5 @@
 """Douglas-Rachford splitting: against Algorithm 2 in float64, and against its own certificates."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,11 @@ import optax
 import pytest
 
 import ramda_jax as rj
-from ramda_jax.solvers import splitting, together
-from ramda_jax.subproblem import Part, Subproblem, single
+from ramda_jax.solvers import splitting
 from tests import reference
+from tests.solvers.problems import block_of, solve_block
 
 STRENGTH = 0.3
-
-
-def pieces(arrays, start, scalars):
-    return arrays
 
 
 def problem(seed, shape=(40, 24), condition=1e5, rank=None, weight=1.0):
@@ -35,21 +29,11 @@ def problem(seed, shape=(40, 24), condition=1e5, rank=None, weight=1.0):
     return *(a.reshape(shape) for a in (v, x0, D)), weight, start.reshape(shape)
 
 
-@partial(jax.jit, static_argnums=0)
-def _solve(solver, arrays, w, psi, start, warm):
-    problem = Subproblem(block_of(psi, start), (Part(arrays, start),), (), pieces, w, psi)
-    return solver.solve([problem], [warm], together)[0]
-
-
-def block_of(psi, start):
-    return single(0, "x", start.shape, psi)
-
-
 def solve(data, solver, dtype="float64", warm=None, strength=STRENGTH):
     v, x0, D, w, start = (jnp.asarray(a, dtype) for a in data)
     psi = rj.NuclearNorm(jnp.asarray(strength, dtype))
     fresh = solver.init(block_of(psi, start), start, jnp.dtype(dtype))
-    found = _solve(solver, (v, x0, D), w, psi, start, fresh if warm is None else warm)
+    found = solve_block(solver, (v, x0, D), w, psi, start, fresh if warm is None else warm)
     return found._replace(x=found.x[0])
 
 
