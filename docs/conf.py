@@ -23,6 +23,8 @@ nb_execution_timeout = 600
 myst_heading_anchors = 3
 html_theme = "furo"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures tell names and defaults, docstrings shapes and ranges
 # Text of no language: the mathematics and diagrams in indented blocks.

@@ -29,7 +29,8 @@ def multistep(
       ValueError: for constants out of range.
 
     Example:
-      >>> schedule = multistep(0.1, (100, 200))
+      >>> import ramda_jax as rj
+      >>> schedule = rj.multistep(0.1, (100, 200))
       >>> [round(float(schedule(step)), 4) for step in (0, 99, 100, 200)]
       [0.1, 0.1, 0.01, 0.001]
 
@@ -66,7 +67,8 @@ def final_momentum_schedule(
       ValueError: for constants out of range.
 
     Example:
-      >>> schedule = final_momentum_schedule(0.1, 1000)
+      >>> import ramda_jax as rj
+      >>> schedule = rj.final_momentum_schedule(0.1, 1000)
       >>> [round(float(schedule(step)), 3) for step in (0, 999, 1000, 1003, 1099, 5000)]
       [0.1, 0.1, 0.1, 0.2, 1.0, 1.0]
 

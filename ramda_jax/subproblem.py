@@ -70,9 +70,9 @@ class View:
       ValueError: from `viewed`, naming path and shape, where it does not fit a parameter.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, ramda_jax as rj
       >>> flat = jnp.arange(12.0).reshape(6, 2)  # flattened from 3 positions of 2 channels, channels last
-      >>> View(axis=1, shape=(3, 2, 2)).take(flat)[:, 0].shape  # what reads the first channel
+      >>> rj.View(axis=1, shape=(3, 2, 2)).take(flat)[:, 0].shape  # what reads the first channel
       (3, 2)
     """
 

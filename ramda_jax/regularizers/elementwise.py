@@ -49,8 +49,8 @@ class L1(Elementwise):
       strength: lambda >= 0; a number, a 0-d array or an optax schedule.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> print(L1(1.0).prox(jnp.array([3.0, -0.5]), 1.0))
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.L1(1.0).prox(jnp.array([3.0, -0.5]), 1.0))
       [2. 0.]
 
     Source: Tibshirani, Regression shrinkage and selection via the lasso, JRSS B 1996.

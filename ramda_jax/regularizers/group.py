@@ -170,8 +170,8 @@ class GroupLasso(GroupNorm):
       ValueError: from `check`, naming path and shape, where an axis does not exist.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> print(GroupLasso(1.0, size_weighted=False).prox(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0))
+      >>> import jax.numpy as jnp, ramda_jax as rj
+      >>> print(rj.GroupLasso(1.0, size_weighted=False).prox(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0))
       [[2.4 3.2]
        [0.  0. ]]
 
