@@ -49,6 +49,11 @@ def test_the_code_of_a_page_runs(path):
     run(path)
 
 
+def test_compaction_reports_what_its_page_shows(capsys):
+    run("docs/compaction.md")
+    assert capsys.readouterr().out.splitlines() == promised("docs/compaction.md")
+
+
 def test_ten_minutes_end_in_zeros_and_a_smaller_model(capsys):
     names = run("docs/tutorials/ten-minutes.md")
     printed = capsys.readouterr().out.splitlines()
