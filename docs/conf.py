@@ -29,6 +29,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures tell names and defaults, docstrings shapes and ranges
 # Text of no language: the mathematics and diagrams in indented blocks.
 highlight_language = "text"
+smartquotes = False  # primes of formulas stay primes
 
 # Files of the repository that are pages of the site.
 _PAGES = {

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -23,22 +22,22 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def widened(x: chex.Array) -> chex.Array:
+def widened(x: jax.Array) -> jax.Array:
     """x in at least float32."""
     return x.astype(at_least_float32(x.dtype))
 
 
-def as_scalar(value: Any) -> chex.Array:
+def as_scalar(value: Any) -> jax.Array:
     """`value` as a 0-d float array of `scalar_dtype`."""
     return jnp.asarray(value, dtype=scalar_dtype())
 
 
-def evaluate(value: Schedulable, count: chex.Array) -> chex.Array:
+def evaluate(value: Schedulable, count: jax.Array) -> jax.Array:
     """The value of a constant or of an optax schedule at step `count` (0-based)."""
     return as_scalar(value(count) if callable(value) else value)
 
 
-def saturated(x: chex.Array, grad: chex.Array) -> chex.Array:
+def saturated(x: jax.Array, grad: jax.Array) -> jax.Array:
     """x, an accumulator that has taken `grad`, no larger than the largest float; elementwise.
 
     So a finite gradient never makes a state infinite, and NaN at the next step (0 times infinity). What gradients that are
@@ -48,12 +47,12 @@ def saturated(x: chex.Array, grad: chex.Array) -> chex.Array:
     return jnp.clip(x, -largest, largest) + 0 * grad
 
 
-def norm(x: chex.Array) -> chex.Array:
+def norm(x: jax.Array) -> jax.Array:
     """||x|| over all entries. Not `jnp.linalg.norm`: it reshapes, which an explicit mesh refuses for cut arrays."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
-def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
+def norms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """||x_g|| in the keepdims layout; scaled by the largest entry, so that no square leaves the float range."""
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
     # Whatever the unit, the norm is the same: no derivative goes through it.
@@ -65,7 +64,7 @@ def norms(x: chex.Array, axes: tuple[int, ...]) -> chex.Array:
     return unit * jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-def as_bits(x: chex.Array) -> chex.Array:
+def as_bits(x: jax.Array) -> jax.Array:
     """The bits of floats >= 0, in their order; those of a NaN without its sign."""
     x = widened(x)
     kind = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
@@ -73,7 +72,7 @@ def as_bits(x: chex.Array) -> chex.Array:
     return bits & jnp.iinfo(kind).max
 
 
-def as_floats(bits: chex.Array) -> chex.Array:
+def as_floats(bits: jax.Array) -> jax.Array:
     """The inverse of `as_bits`."""
     kind = jnp.float64 if bits.dtype == jnp.int64 else jnp.float32
     return jax.lax.bitcast_convert_type(bits, kind)
@@ -81,9 +80,9 @@ def as_floats(bits: chex.Array) -> chex.Array:
 
 def bitwise(
     width: int,
-    zeros: Sequence[chex.Array],
-    holds: Callable[[list[chex.Array]], Sequence[chex.Array]],
-) -> list[chex.Array]:
+    zeros: Sequence[jax.Array],
+    holds: Callable[[list[jax.Array]], Sequence[jax.Array]],
+) -> list[jax.Array]:
     """Of several conditions the largest integers of so many bits that meet them: found bit by bit, from the highest.
 
     Args:
@@ -92,7 +91,7 @@ def bitwise(
       holds: numbers -> of each whether its condition holds; true of 0, and it changes once.
     """
 
-    def try_bit(k: chex.Array, found: list[chex.Array]) -> list[chex.Array]:
+    def try_bit(k: jax.Array, found: list[jax.Array]) -> list[jax.Array]:
         bits = [
             jnp.left_shift(jnp.ones_like(p), jnp.asarray(width - 1 - k, p.dtype)) for p in found
         ]
@@ -104,7 +103,7 @@ def bitwise(
 
 
 @jax.jit
-def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
+def largest(sizes: jax.Array, count: jax.Array) -> jax.Array:
     """Which `count` entries of `sizes` >= 0 are the largest; of equals the first. A NaN is larger than any number.
 
     Floats >= 0 are ordered as their bits are as integers. So the count-th largest is found bit by bit, from the highest:
@@ -133,13 +132,13 @@ def largest(sizes: chex.Array, count: chex.Array) -> chex.Array:
     return above | (equal & (place < end))
 
 
-def soft_threshold(x: chex.Array, level: chex.Numeric) -> chex.Array:
+def soft_threshold(x: jax.Array, level: jax.Array | float) -> jax.Array:
     """sign(x) max(|x| - level, 0), elementwise. A NaN stays a NaN."""
     return x - jnp.clip(x, -level, level)  # +0, never -0, inside
 
 
 @jax.custom_jvp
-def cbrt(x: chex.Array) -> chex.Array:
+def cbrt(x: jax.Array) -> jax.Array:
     """Cube root of x >= 0, elementwise; its derivative at 0 is defined as 0.
 
     float32 by a bit-level first guess at z = x^(-1/3) (the exponent divided by -3; 4 % off), a step of fourth order,
@@ -165,7 +164,7 @@ def cbrt(x: chex.Array) -> chex.Array:
 
 
 @cbrt.defjvp
-def _cbrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
+def _cbrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """dx / (3 cbrt(x)^2)."""
     root = cbrt(*primals)
     slope = jnp.where(
@@ -175,13 +174,13 @@ def _cbrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
 
 
 @jax.custom_jvp
-def sqrt(x: chex.Array) -> chex.Array:
+def sqrt(x: jax.Array) -> jax.Array:
     """Square root of x >= 0, elementwise; its derivative at 0 is defined as 0."""
     return jnp.sqrt(x)
 
 
 @sqrt.defjvp
-def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
+def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """dx / (2 sqrt(x))."""
     root = sqrt(*primals)
     slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1.0), jnp.zeros_like(root))
@@ -189,15 +188,15 @@ def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[chex.Array, chex.Array]:
 
 
 def compensated_add(
-    total: chex.Array, error: chex.Array, increment: chex.Array
-) -> tuple[chex.Array, chex.Array]:
+    total: jax.Array, error: jax.Array, increment: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Kahan's sum: (total, error) after adding `increment`; `error` is what rounding has left out."""
     corrected = increment + error
     new_total = total + corrected
     return new_total, corrected - (new_total - total)
 
 
-def never(tree: Any) -> chex.Array:
+def never(tree: Any) -> jax.Array:
     """False, but inside `shard_map` of a type that varies over the devices over which any of these arrays does.
 
     What a loop carries must be of such a type from the start.
@@ -218,18 +217,18 @@ def is_explicit(mesh: Any) -> bool:
     return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
 
 
-def on_explicit_mesh(x: chex.Array) -> bool:
+def on_explicit_mesh(x: jax.Array) -> bool:
     """Whether x is of such a type."""
     return is_explicit(jax.typeof(x).sharding.mesh)
 
 
-def whole(x: chex.Array) -> chex.Array:
+def whole(x: jax.Array) -> jax.Array:
     """x, whole on every device: an explicit mesh decomposes and reshapes no array that it has cut."""
     spec = jax.sharding.PartitionSpec()
     return jax.sharding.reshard(x, spec) if on_explicit_mesh(x) else x
 
 
-def cut_like(x: chex.Array, model: chex.Array) -> chex.Array:
+def cut_like(x: jax.Array, model: jax.Array) -> jax.Array:
     """x, cut as `model` is on an explicit mesh; where their lengths differ, not at all."""
     if not on_explicit_mesh(model):
         return x

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import chex
 import jax
 
 from ramda_jax import trees
 from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.regularizers.base import is_regularizer_or_none
 from ramda_jax.subproblem import Block, Member, View, Window, meet, several, single
+from ramda_jax.trees import ArrayTree
 
 
 class Parameter(NamedTuple):
@@ -43,7 +43,7 @@ class Assignment(abc.ABC):
     def check_used(self, blocks: Sequence[Block]) -> None:  # noqa: B027 (most have nothing to say)
         """Raise ValueError naming a part of the rule that applies to nothing, given the blocks of all parameters."""
 
-    def assign(self, params: chex.ArrayTree) -> Any:
+    def assign(self, params: ArrayTree) -> Any:
         """The pytree of regularizers and Nones with the structure of params: of every array the one of its block."""
         paths, leaves, treedef = trees.flatten(params)
         chosen: list[Regularizer | None] = [None] * len(paths)
@@ -348,12 +348,12 @@ def _members(kind: str, members: Any) -> tuple[tuple[str, View], ...]:
 # From what the user gave to blocks.
 
 
-def _hides(params: chex.ArrayTree) -> bool:
+def _hides(params: ArrayTree) -> bool:
     """Whether `optax.masked` or `optax.partition` hides some of the parameters."""
     return any(map(trees.is_hidden, jax.tree.leaves(params, is_leaf=trees.is_hidden)))
 
 
-def _from_tree(tree: Any, paths: list[str], params: chex.ArrayTree) -> list[Regularizer | None]:
+def _from_tree(tree: Any, paths: list[str], params: ArrayTree) -> list[Regularizer | None]:
     """Match an explicit tree of regularizers to the parameters, path by path."""
     tree_paths, chosen, _ = trees.flatten(tree, is_leaf=is_regularizer_or_none)
     given = dict(zip(tree_paths, chosen, strict=True))
@@ -391,7 +391,7 @@ class Resolved(NamedTuple):
     blocks: list[Block]
 
 
-def resolve(regularizer: Regularization, params: chex.ArrayTree) -> Resolved:
+def resolve(regularizer: Regularization, params: ArrayTree) -> Resolved:
     """The blocks of params, checked.
 
     Args:

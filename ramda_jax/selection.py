@@ -8,7 +8,6 @@ a threshold, and the counts are added. Nothing is sorted, gathered or moved but 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +23,7 @@ class Scores(NamedTuple):
       names: the mesh axes over which they lie; inside `shard_map`.
     """
 
-    bits: chex.Array
+    bits: jax.Array
     names: Names = ()
 
 
@@ -39,26 +38,26 @@ class Question(NamedTuple):
     """
 
     blocks: tuple[int, ...]
-    amount: Callable[[Sequence[chex.Array]], chex.Array]
-    target: chex.Array
+    amount: Callable[[Sequence[jax.Array]], jax.Array]
+    target: jax.Array
     most: tuple[int, ...] | None = None
 
 
 class Answer(NamedTuple):
     """An interval of strengths [low, high), in bits: exactly those with scores <= low die within it. 0-d."""
 
-    low: chex.Array
-    high: chex.Array
+    low: jax.Array
+    high: jax.Array
 
 
-def counted(scores: Sequence[Scores], masks: Sequence[chex.Array]) -> list[chex.Array]:
+def counted(scores: Sequence[Scores], masks: Sequence[jax.Array]) -> list[jax.Array]:
     """How many are true of each block, on all devices; int32, 0-d."""
     return _over_devices([jnp.sum(mask, dtype=jnp.int32) for mask in masks], scores, jax.lax.psum)
 
 
 def _over_devices(
-    numbers: Sequence[chex.Array], scores: Sequence[Scores], reduce: Callable[..., Any]
-) -> list[chex.Array]:
+    numbers: Sequence[jax.Array], scores: Sequence[Scores], reduce: Callable[..., Any]
+) -> list[jax.Array]:
     """Every device's number of each block, reduced over those that have a part of its groups: one collective per cut."""
     out = list(numbers)
     for names in dict.fromkeys(s.names for s in scores):
@@ -84,23 +83,23 @@ def select(scores: Sequence[Scores], questions: Sequence[Question]) -> list[Answ
     of = {i: q for q, question in enumerate(questions) for i in question.blocks}
     mine = [scores[i] for i in of]
 
-    def up_to(thresholds: Sequence[chex.Array]) -> list[list[chex.Array]]:
+    def up_to(thresholds: Sequence[jax.Array]) -> list[list[jax.Array]]:
         """Of every question the counts of scores up to its threshold."""
         counts = counted(mine, [scores[i].bits <= thresholds[q] for i, q in of.items()])
         by_block = dict(zip(of, counts, strict=True))
         return [[by_block[i] for i in question.blocks] for question in questions]
 
-    def amounts(counts: Sequence[Sequence[chex.Array]]) -> list[chex.Array]:
+    def amounts(counts: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
         return [q.amount(own) for q, own in zip(questions, counts, strict=True)]
 
-    def too_few(tried: list[chex.Array]) -> list[chex.Array]:
+    def too_few(tried: list[jax.Array]) -> list[jax.Array]:
         """Below which numbers too little dies: the largest is the score at which the amount is reached."""
         dead = amounts(up_to([p - 1 for p in tried]))
         return [~(a >= q.target) for q, a in zip(questions, dead, strict=True)]
 
     # A zero of the type that counts have, on however many devices.
     everything = up_to([infinity] * len(questions))
-    start = [0 * sum(own).astype(kind) for own in everything]
+    start = [0 * sum(own[1:], own[0]).astype(kind) for own in everything]
     at = bitwise(jnp.iinfo(kind).bits - 1, start, too_few)
 
     with_it, without = up_to(at), up_to([p - 1 for p in at])
@@ -118,8 +117,8 @@ def select(scores: Sequence[Scores], questions: Sequence[Question]) -> list[Answ
 
 
 def _neighbours(
-    scores: Sequence[Scores], of: Sequence[int], at: Sequence[chex.Array], infinity: chex.Array
-) -> tuple[list[chex.Array], list[chex.Array]]:
+    scores: Sequence[Scores], of: Sequence[int], at: Sequence[jax.Array], infinity: jax.Array
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """Of every question the largest finite score below its number (0: none), and the least above it."""
     lows, highs = [], []
     for s, q in zip(scores, of, strict=True):

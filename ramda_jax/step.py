@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 
 from ramda_jax import solvers
@@ -44,9 +43,9 @@ class Leaf(NamedTuple):
       param: W^{t-1}, in any dtype.
     """
 
-    arrays: tuple[chex.Array, ...]
-    grad: chex.Array
-    param: chex.Array
+    arrays: tuple[jax.Array, ...]
+    grad: jax.Array
+    param: jax.Array
 
 
 class Scalars(NamedTuple):
@@ -58,10 +57,10 @@ class Scalars(NamedTuple):
       averaging: c_t, or None where W^t = What_t.
     """
 
-    accumulate: tuple[chex.Array, ...]
-    pieces: tuple[chex.Array, ...]
-    weight: chex.Array
-    averaging: chex.Array | None
+    accumulate: tuple[jax.Array, ...]
+    pieces: tuple[jax.Array, ...]
+    weight: jax.Array
+    averaging: jax.Array | None
 
 
 class Inputs(NamedTuple):
@@ -89,11 +88,11 @@ class Outputs(NamedTuple):
       warm, iterations, residual: of every block, as in `subproblem.Solution`.
     """
 
-    arrays: tuple[tuple[chex.Array, ...], ...]
-    updates: tuple[chex.Array, ...]
+    arrays: tuple[tuple[jax.Array, ...], ...]
+    updates: tuple[jax.Array, ...]
     warm: tuple[Any, ...]
-    iterations: tuple[chex.Array, ...]
-    residual: tuple[chex.Array, ...]
+    iterations: tuple[jax.Array, ...]
+    residual: tuple[jax.Array, ...]
 
 
 class Accumulated(NamedTuple):
@@ -105,9 +104,9 @@ class Accumulated(NamedTuple):
       scalars: those of `pieces`.
     """
 
-    arrays: tuple[chex.Array, ...]
-    start: chex.Array
-    scalars: tuple[chex.Array, ...]
+    arrays: tuple[jax.Array, ...]
+    start: jax.Array
+    scalars: tuple[jax.Array, ...]
 
 
 def step(job: Job, inputs: Inputs, arrange: Arrangement, resident: bool = False) -> Outputs:
@@ -154,7 +153,7 @@ def subproblems(
     return problems
 
 
-def scores(job: Job, inputs: Inputs, arrange: Arrangement) -> list[chex.Array]:
+def scores(job: Job, inputs: Inputs, arrange: Arrangement) -> list[jax.Array]:
     """Of every block the strength at which each of its groups would die in this step."""
     problems = subproblems(job, inputs, accumulate(job, inputs))
     return solvers.scores(problems, arrange)
@@ -192,10 +191,10 @@ def move(
 
 
 def minimisers(
-    job: Job, leaves: Sequence[Accumulated], solutions: Sequence[tuple[chex.Array, ...]]
-) -> list[chex.Array]:
+    job: Job, leaves: Sequence[Accumulated], solutions: Sequence[tuple[jax.Array, ...]]
+) -> list[jax.Array]:
     """What of every parameter, from the x of every block; where nothing is regularized, of the quadratic alone."""
-    points: dict[int, chex.Array] = {}
+    points: dict[int, jax.Array] = {}
     covered = {m.leaf for block in job.blocks for m in block.members if m.is_plain}
     for i, leaf in enumerate(leaves):
         if i not in covered:
@@ -207,7 +206,7 @@ def minimisers(
     return [points[i] for i in range(len(leaves))]
 
 
-def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+def recall(job: Job, inputs: Inputs) -> list[jax.Array]:
     """What of every parameter as the last step found it: from the warm starts it left behind, nothing is solved again."""
     leaves = accumulate(job, inputs)
     problems = subproblems(job, inputs, leaves)

@@ -6,7 +6,6 @@ What a target asks for, which depends on the step's subproblem, is in `targets`.
 import dataclasses
 from collections.abc import Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +14,7 @@ from ramda_jax.assignment import Regularization
 from ramda_jax.regularizers import Regularizer, ScoredStrength
 from ramda_jax.regularizers.base import Strength
 from ramda_jax.subproblem import Block
+from ramda_jax.trees import ArrayTree
 
 
 def is_scored(strength: Strength) -> bool:
@@ -37,7 +37,7 @@ def template_of(block: Block) -> Block:
     return dataclasses.replace(block, psi=template(block.psi))
 
 
-def at_step(strengths: Sequence[Strength], count: chex.Array) -> list[chex.Array]:
+def at_step(strengths: Sequence[Strength], count: jax.Array) -> list[jax.Array]:
     """Every strength at the 0-based step `count`, 0-d; 0 for those that wait for scores."""
     none = _numerics.as_scalar(0.0)
     return [
@@ -45,18 +45,18 @@ def at_step(strengths: Sequence[Strength], count: chex.Array) -> list[chex.Array
     ]
 
 
-def put(templates: Sequence[Regularizer], values: Sequence[chex.Array]) -> tuple[Regularizer, ...]:
+def put(templates: Sequence[Regularizer], values: Sequence[jax.Array]) -> tuple[Regularizer, ...]:
     """The regularizers with these strengths, in the order of `of`."""
     treedef = jax.tree.structure(tuple(templates))
     return jax.tree.unflatten(treedef, list(values))
 
 
-def stacked(values: Sequence[chex.Array]) -> chex.Array | None:
+def stacked(values: Sequence[jax.Array]) -> jax.Array | None:
     """0-d arrays in one, as a state keeps them; None if there are none."""
     return jnp.stack(list(values)) if values else None
 
 
-def lambda_max(grads: chex.ArrayTree, regularizer: Regularization) -> dict[str, jax.Array]:
+def lambda_max(grads: ArrayTree, regularizer: Regularization) -> dict[str, jax.Array]:
     """The least strength at which everything is zero, of each block: to scale a search by.
 
       lambda_max = max over the groups g of ||G_g|| / sqrt|g|,     of an entrywise norm max |G_i|

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -12,11 +11,12 @@ from ramda_jax.assignment import Regularization
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.regularizers.base import size
 from ramda_jax.strengths import is_scored
+from ramda_jax.trees import ArrayTree
 
 
 def _regularized(
-    params: chex.ArrayTree, regularizer: Regularization, structure: str | None = None
-) -> list[tuple[str, chex.Array, Regularizer]]:
+    params: ArrayTree, regularizer: Regularization, structure: str | None = None
+) -> list[tuple[str, jax.Array, Regularizer]]:
     """(name, array, regularizer) of the blocks, each as one array, of one kind of structure if given."""
     resolved = assignment.resolve(regularizer, params)
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
@@ -28,11 +28,11 @@ def _regularized(
     return rows
 
 
-def _ratio(parts: list[chex.Array], wholes: list[int]) -> chex.Array:
+def _ratio(parts: list[jax.Array], wholes: list[int]) -> jax.Array:
     return sum(map(_numerics.as_scalar, parts), _numerics.as_scalar(0.0)) / max(sum(wholes), 1)
 
 
-def group_sparsity(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
+def group_sparsity(params: ArrayTree, regularizer: Regularization) -> jax.Array:
     """Zero groups / groups, over the arrays whose regularizer favours zeros.
 
     For elementwise regularizers the groups are the entries.
@@ -57,7 +57,7 @@ def group_sparsity(params: chex.ArrayTree, regularizer: Regularization) -> jax.A
     return _ratio(zeros, [psi.num_groups(x.shape) for _, x, psi in rows])
 
 
-def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
+def weighted_group_sparsity(params: ArrayTree, regularizer: Regularization) -> jax.Array:
     """Parameters in zero groups / parameters in groups: the paper's measure.
 
     Args, returns, raises: as `group_sparsity`.
@@ -80,7 +80,7 @@ def weighted_group_sparsity(params: chex.ArrayTree, regularizer: Regularization)
     return _ratio(zeros, sizes)
 
 
-def low_rank_level(params: chex.ArrayTree, regularizer: Regularization) -> jax.Array:
+def low_rank_level(params: ArrayTree, regularizer: Regularization) -> jax.Array:
     """1 - (nonzero singular values) / (all singular values), over the arrays with a spectral regularizer.
 
     A singular value counts as zero up to rounding of the stored entries; see `NuclearNorm.zero_groups`.
@@ -99,7 +99,7 @@ def low_rank_level(params: chex.ArrayTree, regularizer: Regularization) -> jax.A
     return _ratio(zeros, [psi.num_groups(x.shape) for _, x, psi in rows])
 
 
-def _penalty(params: chex.ArrayTree, regularizer: Regularization, count: chex.Numeric) -> jax.Array:
+def _penalty(params: ArrayTree, regularizer: Regularization, count: ArrayLike) -> jax.Array:
     total = _numerics.as_scalar(0.0)
     for _, x, psi in _regularized(params, regularizer):
         wide = x.astype(_numerics.at_least_float32(x.dtype))
@@ -108,7 +108,7 @@ def _penalty(params: chex.ArrayTree, regularizer: Regularization, count: chex.Nu
 
 
 def objective(
-    loss: ArrayLike, params: chex.ArrayTree, regularizer: Regularization, *, count: ArrayLike = 0
+    loss: ArrayLike, params: ArrayTree, regularizer: Regularization, *, count: ArrayLike = 0
 ) -> jax.Array:
     """F(W) = loss + psi(W), the regularized objective. Differentiable (0 at zero groups).
 
@@ -132,7 +132,7 @@ def objective(
     return _numerics.as_scalar(loss) + _penalty(params, regularizer, count)
 
 
-def summary(params: chex.ArrayTree, regularizer: Regularization) -> dict[str, float | jax.Array]:
+def summary(params: ArrayTree, regularizer: Regularization) -> dict[str, float | jax.Array]:
     """A flat dict of the structure, loggable as is.
 
     Per regularized array: `PATH/groups`, `PATH/zero_groups`, `PATH/group_sparsity`; for a spectral regularizer `PATH/rank`,

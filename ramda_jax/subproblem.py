@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -21,9 +20,7 @@ from ramda_jax import _numerics
 from ramda_jax.regularizers import GroupNorm, Regularizer
 
 # (accumulators of a leaf, its parameter, the step's scalars) -> (v, x0, D). Elementwise; D may be 0-d.
-Pieces = Callable[
-    [tuple[chex.Array, ...], chex.Array, tuple[chex.Array, ...]], tuple[chex.Array, ...]
-]
+Pieces = Callable[[tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 # (start, stop) along each axis of a parameter.
 Window = tuple[tuple[int, int], ...]
 # Of mesh axes.
@@ -35,24 +32,24 @@ Tie = Callable[[Any], Any]
 class Quadratic(NamedTuple):
     """The smooth part: <v, x> + 1/2 <x - x0, d (x - x0)>; `d` may be 0-d."""
 
-    v: chex.Array
-    x0: chex.Array
-    d: chex.Array
+    v: jax.Array
+    x0: jax.Array
+    d: jax.Array
 
-    def gradient(self, x: chex.Array) -> chex.Array:
+    def gradient(self, x: jax.Array) -> jax.Array:
         """v + D (x - x0)."""
         return self.v + self.d * (x - self.x0)
 
-    def at_zero(self) -> chex.Array:
+    def at_zero(self) -> jax.Array:
         """b = D x0 - v, minus the gradient at zero."""
         return self.d * self.x0 - self.v
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         """<v, x> + 1/2 <x - x0, D (x - x0)>."""
         y = x - self.x0
         return jnp.sum(self.v * x + 0.5 * self.d * y * y)
 
-    def decrease(self, old: chex.Array, new: chex.Array) -> chex.Array:
+    def decrease(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """value(old) - value(new), without subtracting two large sums."""
         return jnp.sum(self.gradient(0.5 * (old + new)) * (old - new))
 
@@ -114,14 +111,14 @@ class View:
         """Whether it is the whole parameter as it is."""
         return self.shape is None and self.window is None
 
-    def take(self, x: chex.Array) -> chex.Array:
+    def take(self, x: jax.Array) -> jax.Array:
         """The view of x."""
         if self.window is not None:
             starts, stops = zip(*self.window, strict=True)
             x = jax.lax.slice(x, starts, stops)
         return x if self.shape is None else x.reshape(self.shape)
 
-    def put(self, whole: chex.Array, part: chex.Array) -> chex.Array:
+    def put(self, whole: jax.Array, part: jax.Array) -> jax.Array:
         """`whole` with the part that is viewed replaced."""
         if self.window is None:
             return part.reshape(whole.shape)
@@ -157,11 +154,11 @@ class Member:
         window = None if self.view is None else self.view.window
         return tuple((0, n) for n in self.shape) if window is None else window
 
-    def take(self, x: chex.Array) -> chex.Array:
+    def take(self, x: jax.Array) -> jax.Array:
         """The member's view of an array like the parameter."""
         return x if self.view is None else self.view.take(x)
 
-    def put(self, whole: chex.Array, part: chex.Array) -> chex.Array:
+    def put(self, whole: jax.Array, part: jax.Array) -> jax.Array:
         """An array like the parameter with the member's view of it replaced."""
         if self.view is None or self.view.is_plain:
             return part
@@ -231,7 +228,7 @@ class Block:
             return self.member_shape(0)
         return (self.number, self.group_size)
 
-    def join(self, arrays: Sequence[chex.Array]) -> chex.Array:
+    def join(self, arrays: Sequence[jax.Array]) -> jax.Array:
         """The block as one array, from one view per member (or parts of the groups of each): groups over entries where
         there are several."""
         if len(arrays) == 1:
@@ -243,7 +240,7 @@ class Block:
             rows.append(jnp.transpose(_numerics.whole(x), order).reshape(number, -1))
         return jnp.concatenate(rows, axis=1)
 
-    def split(self, x: chex.Array, like: Sequence[chex.Array]) -> tuple[chex.Array, ...]:
+    def split(self, x: jax.Array, like: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """The inverse of `join`; `like`: arrays of the shapes wanted."""
         if len(like) == 1:
             return (x,)
@@ -281,7 +278,7 @@ class Along:
     cut: Names = ()
     copies: Names = ()
 
-    def sum(self, x: chex.Array) -> chex.Array:
+    def sum(self, x: jax.Array) -> jax.Array:
         """The sum over each group."""
         others = tuple(a for a in range(x.ndim) if a not in self.axes)
         if self.number is None:
@@ -295,7 +292,7 @@ class Along:
             y = jnp.where(jax.lax.axis_index(self.copies) == 0, y, jnp.zeros_like(y))
         return y
 
-    def spread(self, r: chex.Array, like: chex.Array) -> chex.Array:
+    def spread(self, r: jax.Array, like: jax.Array) -> jax.Array:
         """A number per group, so that it broadcasts against an array like this one."""
         if self.number is None:
             return r
@@ -309,7 +306,7 @@ class Along:
         return _numerics.cut_like(r, like)
 
 
-def _zeros(number: int, like: chex.Array) -> chex.Array:
+def _zeros(number: int, like: jax.Array) -> jax.Array:
     """A vector of zeros, of a type that varies over the devices over which `like` does."""
     return jnp.zeros((number,), like.dtype) + 0 * jnp.sum(like[:1])
 
@@ -317,8 +314,8 @@ def _zeros(number: int, like: chex.Array) -> chex.Array:
 class Part(NamedTuple):
     """What a subproblem reads of one member, as the member views it: the accumulators, and W^{t-1}."""
 
-    arrays: tuple[chex.Array, ...]
-    start: chex.Array
+    arrays: tuple[jax.Array, ...]
+    start: jax.Array
 
 
 class Subproblem(NamedTuple):
@@ -338,9 +335,9 @@ class Subproblem(NamedTuple):
 
     block: Block
     parts: tuple[Part, ...]
-    scalars: tuple[chex.Array, ...]
+    scalars: tuple[jax.Array, ...]
     pieces: Pieces
-    weight: chex.Array
+    weight: jax.Array
     psi: Regularizer
     resident: bool = False
     along: tuple[Along, ...] = ()
@@ -352,11 +349,11 @@ class Subproblem(NamedTuple):
         return Quadratic(*self.pieces(part.arrays, part.start, self.scalars))
 
     @property
-    def starts(self) -> list[chex.Array]:
+    def starts(self) -> list[jax.Array]:
         """W^{t-1} of every member."""
         return [part.start for part in self.parts]
 
-    def split(self, x: chex.Array) -> tuple[chex.Array, ...]:
+    def split(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """One array per member from the block as one array."""
         return self.block.split(x, self.starts)
 
@@ -373,11 +370,11 @@ class Whole(NamedTuple):
     """The problem of a block as one array: `smooth` + `weight` psi; `start` is W^{t-1}."""
 
     smooth: Quadratic
-    weight: chex.Array
+    weight: jax.Array
     psi: Regularizer
-    start: chex.Array
+    start: jax.Array
 
-    def in_units(self) -> tuple[Whole, chex.Array]:
+    def in_units(self) -> tuple[Whole, jax.Array]:
         """(The same with v, D and the weight in units of about max D, this unit).
 
         Then Q is of the size of ||x||^2, and leaves the float range only where that does. A power of two: nothing is
@@ -401,10 +398,10 @@ class Solution(NamedTuple):
       residual: a bound on the least ||s||, s in dQ(x): condition (7) of the paper; 0-d.
     """
 
-    x: tuple[chex.Array, ...]
+    x: tuple[jax.Array, ...]
     warm: Any
-    iterations: chex.Array
-    residual: chex.Array
+    iterations: jax.Array
+    residual: jax.Array
 
 
 def single(leaf: int, path: str, shape: tuple[int, ...], psi: Regularizer) -> Block:

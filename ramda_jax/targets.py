@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -135,7 +134,7 @@ class TargetSparsity(ScoredStrength):
         values = [self._of(f.name) for f in dataclasses.fields(self)]
         return tuple(x if isinstance(x, (int, float, str, type(None))) else id(x) for x in values)
 
-    def at_step(self, count: chex.Array) -> chex.Array:
+    def at_step(self, count: jax.Array) -> jax.Array:
         """The fraction at the 0-based step `count`, 0-d."""
         fraction = _numerics.as_scalar(self.fraction)
         if self.ramp is None:
@@ -230,7 +229,7 @@ class Rule:
         """How many groups of the k-th block may die."""
         return self.dead(k, self.numbers[k])
 
-    def amount(self, counts: Sequence[chex.Array]) -> chex.Array:
+    def amount(self, counts: Sequence[jax.Array]) -> jax.Array:
         """What dead groups, so many in each block, count together; an int32 unless that is too small."""
         if self.price is not None:
             return self.price.removed(dict(zip(self.places, counts, strict=True)))
@@ -248,7 +247,7 @@ class Rule:
         """Whether it is of one block, all of whose groups count the same."""
         return len(self.blocks) == 1 and self.price is None
 
-    def target(self, fraction: chex.Array) -> chex.Array:
+    def target(self, fraction: jax.Array) -> jax.Array:
         """The amount that is wanted; of a single block, the number of its groups."""
         if self.is_single:
             return self.dead(0, jnp.round(fraction * self.numbers[0]).astype(jnp.int32))
@@ -256,14 +255,14 @@ class Rule:
             return fraction
         return jnp.round(fraction * self.total).astype(self._dtype)
 
-    def question(self, at: tuple[int, ...], fraction: chex.Array) -> Question:
+    def question(self, at: tuple[int, ...], fraction: jax.Array) -> Question:
         """How much of its blocks, which are at these places among those with a target, is to die."""
         if self.is_single:
             return Question(at, _only, self.target(fraction), (self.most(0),))
         allowed = lambda counts: self.amount([self.dead(k, c) for k, c in enumerate(counts)])
         return Question(at, allowed, self.target(fraction))
 
-    def share(self, counts: Sequence[chex.Array]) -> chex.Array:
+    def share(self, counts: Sequence[jax.Array]) -> jax.Array:
         """What dead groups, so many in each block, are of the total."""
         return _numerics.as_scalar(self.amount(counts)) / max(self.total, 1)
 
@@ -280,12 +279,12 @@ class Wanted(NamedTuple):
       relax: the factor, where it does not wait.
     """
 
-    fraction: chex.Array
-    held: chex.Array
-    settled: chex.Array
-    cleared: chex.Array
-    waits: chex.Array
-    relax: chex.Array
+    fraction: jax.Array
+    held: jax.Array
+    settled: jax.Array
+    cleared: jax.Array
+    waits: jax.Array
+    relax: jax.Array
 
 
 class TargetState(NamedTuple):
@@ -301,12 +300,12 @@ class TargetState(NamedTuple):
         regularizer's view; None where the target never settles.
     """
 
-    strength: chex.Array
-    low: chex.Array
-    high: chex.Array
-    fraction: chex.Array
-    dead: chex.Array
-    died: chex.Array
+    strength: jax.Array
+    low: jax.Array
+    high: jax.Array
+    fraction: jax.Array
+    dead: jax.Array
+    died: jax.Array
     masks: tuple[Any, ...]
 
 
@@ -328,7 +327,7 @@ class Targets(NamedTuple):
         pairs = zip(self.rules, self.given, strict=True)
         return {i: target.mode for rule, target in pairs for i in rule.blocks}
 
-    def at_step(self, count: chex.Array) -> tuple[Wanted, ...]:
+    def at_step(self, count: jax.Array) -> tuple[Wanted, ...]:
         """What every rule wants at the 0-based step `count`."""
         return tuple(_wanted(target, self.stages, count) for target in self.given)
 
@@ -430,7 +429,7 @@ def _settle_step(target: TargetSparsity, stages: tuple[int, ...]) -> int | None:
     return target.settle_step or (stages[-1] if stages else None)
 
 
-def _wanted(target: TargetSparsity, stages: tuple[int, ...], count: chex.Array) -> Wanted:
+def _wanted(target: TargetSparsity, stages: tuple[int, ...], count: jax.Array) -> Wanted:
     settle = _settle_step(target, stages)
     never = jnp.zeros([], bool)
     held = settled = cleared = never
@@ -449,7 +448,7 @@ def _wanted(target: TargetSparsity, stages: tuple[int, ...], count: chex.Array) 
     return Wanted(target.at_step(count), held, settled, cleared, waits, relax)
 
 
-def _relaxes(target: TargetSparsity, stages: tuple[int, ...], count: chex.Array) -> chex.Array:
+def _relaxes(target: TargetSparsity, stages: tuple[int, ...], count: jax.Array) -> jax.Array:
     """Whether a strength that has settled is relaxed yet: not within the stage in which it did, if another follows.
 
     A smaller strength moves every living group of What by the difference times w sqrt|g| / D, at once. Within a stage w
@@ -476,7 +475,7 @@ class Look(NamedTuple):
       names: the mesh axes over which these lie.
     """
 
-    scores: chex.Array
+    scores: jax.Array
     names: tuple[str, ...] = ()
 
 
@@ -486,7 +485,7 @@ def choose(
     inputs: Inputs,
     wanted: Sequence[Wanted],
     old: TargetState,
-    entries: Callable[[int, chex.Array], dict[int, chex.Array]],
+    entries: Callable[[int, jax.Array], dict[int, jax.Array]],
     look: Callable[[Inputs], Sequence[Look]],
 ) -> tuple[Inputs, TargetState]:
     """The inputs with the strengths of all blocks that have a target, and without what must stay dead.
@@ -561,17 +560,17 @@ def _answers(
     return answers
 
 
-def _only(counts: Sequence[chex.Array]) -> chex.Array:
+def _only(counts: Sequence[jax.Array]) -> jax.Array:
     return counts[0]
 
 
 class _Row(NamedTuple):
     """Of one block, 0-d: as in `TargetState`, and the strength in force."""
 
-    strength: chex.Array
-    low: chex.Array
-    high: chex.Array
-    force: chex.Array
+    strength: jax.Array
+    low: jax.Array
+    high: jax.Array
+    force: jax.Array
 
 
 def _rows(
@@ -580,7 +579,7 @@ def _rows(
     at: tuple[int, ...],
     answers: Sequence[Answer],
     old: TargetState,
-    weight: chex.Array,
+    weight: jax.Array,
 ) -> dict[int, _Row]:
     """The strengths of the blocks of a rule."""
     shared = answers[0]
@@ -609,7 +608,7 @@ def _rows(
     return rows
 
 
-def _inner(answer: Answer) -> tuple[chex.Array, chex.Array]:
+def _inner(answer: Answer) -> tuple[jax.Array, jax.Array]:
     """The ends of an interval moved inside by a rounding, or a quarter of it where it is narrow."""
     low, high = selection.as_floats(answer.low), selection.as_floats(answer.high)
     info = jnp.finfo(low.dtype)
@@ -619,7 +618,7 @@ def _inner(answer: Answer) -> tuple[chex.Array, chex.Array]:
     return low + jnp.minimum(near * low, room), end - jnp.minimum(near * end, room)
 
 
-def _strength(answer: Answer, previous: chex.Array) -> chex.Array:
+def _strength(answer: Answer, previous: jax.Array) -> jax.Array:
     """The next strength in an interval; from its middle where there was none."""
     low, high = selection.as_floats(answer.low), selection.as_floats(answer.high)
     # Where everything dies there is no middle.
@@ -636,7 +635,7 @@ def _remembered(
     old: TargetState,
     rows: dict[int, _Row],
     at: Sequence[tuple[int, ...]],
-    inside: Sequence[chex.Array],
+    inside: Sequence[jax.Array],
 ) -> TargetState:
     """What the next step must know, and what is said of this one. `inside`: which groups die."""
     dead = selection.counted(scores, inside)
@@ -665,7 +664,7 @@ def _clear(
     wanted: Sequence[Wanted],
     old: TargetState,
     leaves: Sequence[Leaf],
-    entries: Callable[[int, chex.Array], dict[int, chex.Array]],
+    entries: Callable[[int, jax.Array], dict[int, jax.Array]],
 ) -> tuple[Leaf, ...]:
     """The leaves of the step with what belongs to groups that must stay dead made 0; arguments as those of `choose`.
 
@@ -680,7 +679,7 @@ def _clear(
     return tuple(new)
 
 
-def _cleared(leaf: Leaf, mask: chex.Array, wanted: Wanted) -> Leaf:
+def _cleared(leaf: Leaf, mask: jax.Array, wanted: Wanted) -> Leaf:
     zero = lambda x: jnp.where(mask, jnp.zeros_like(x), x)
     # The accumulators are left alone but where there may be something to clear: most steps write nothing.
     arrays = jax.lax.cond(
@@ -694,10 +693,10 @@ def _cleared(leaf: Leaf, mask: chex.Array, wanted: Wanted) -> Leaf:
 
 def masked_entries(
     block: Block,
-    mask: chex.Array,
+    mask: jax.Array,
     along: Callable[[], Sequence[Along]],
     shape: Callable[[int], tuple[int, ...]],
-) -> dict[int, chex.Array]:
+) -> dict[int, jax.Array]:
     """By the place of a leaf, which of its entries belong to masked groups; arrays that broadcast against it.
 
     Args:
@@ -706,7 +705,7 @@ def masked_entries(
       along: gives how the groups lie in each member, where they are groups.
       shape: of a leaf, by its place.
     """
-    found: dict[int, chex.Array] = {}
+    found: dict[int, jax.Array] = {}
     for k, member in enumerate(block.members):
         full = jnp.zeros(shape(member.leaf), bool)
         view = member.take(full)

@@ -5,7 +5,6 @@ gradients -> accumulate -> strengths -> solve -> move -> updates
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,6 +27,7 @@ from ramda_jax.state import (
 )
 from ramda_jax.step import Inputs, Job, Leaf, Scalars
 from ramda_jax.targets import Targets, targets_of
+from ramda_jax.trees import ArrayTree
 
 # Optax's own sentence, which it does not export.
 _NO_PARAMS = (
@@ -57,10 +57,10 @@ def proximal_transformation(
     """
     _check_kinds(regularizer, solver, placement)
 
-    def plan_of(params: chex.ArrayTree) -> tuple[Plan, list[list[Strength]], Targets, Layout]:
+    def plan_of(params: ArrayTree) -> tuple[Plan, list[list[Strength]], Targets, Layout]:
         return make_plan(params, regularizer, solver, method, placement)
 
-    def init(params: chex.ArrayTree) -> ProximalState:
+    def init(params: ArrayTree) -> ProximalState:
         params = trees.arrays(params, "params")
         plan, given, _, layout = plan_of(params)
         assignment.warn_of_guesses(plan.blocks)
@@ -110,7 +110,7 @@ def _check_kinds(regularizer: Any, solver: Any, placement: Any) -> None:
 
 
 def make_plan(
-    params: chex.ArrayTree,
+    params: ArrayTree,
     regularizer: Regularization,
     solver: solvers.Solver | None,
     method: Method,
@@ -131,14 +131,14 @@ def make_plan(
     return plan, given, targets, layout
 
 
-def _cut(layout: Layout, tree: chex.ArrayTree) -> chex.ArrayTree:
+def _cut(layout: Layout, tree: ArrayTree) -> ArrayTree:
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, layout.cut(leaves))
 
 
 def _begin(
-    method: Method, state: ProximalState, params: chex.ArrayTree
-) -> tuple[ProximalState, tuple[chex.Array, ...]]:
+    method: Method, state: ProximalState, params: ArrayTree
+) -> tuple[ProximalState, tuple[jax.Array, ...]]:
     """(the state with its scalars advanced, the scalars of `accumulate`)."""
     advanced, scalars = method.begin(state.method, params, state.count)
     return state._replace(count=optax.safe_increment(state.count), method=advanced), scalars
@@ -148,11 +148,11 @@ def _inputs(
     method: Method,
     plan: Plan,
     state: ProximalState,
-    grads: chex.ArrayTree,
-    params: chex.ArrayTree,
-    scalars: tuple[chex.Array, ...],
+    grads: ArrayTree,
+    params: ArrayTree,
+    scalars: tuple[jax.Array, ...],
     given: list[list[Strength]],
-    count: chex.Array,
+    count: jax.Array,
 ) -> tuple[Job, Inputs]:
     """What the step at the 0-based `count` is, and what it reads."""
     terms = method.terms(state.method, count)

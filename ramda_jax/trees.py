@@ -3,13 +3,15 @@
 import numbers
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+# Arrays in a dict, in a tuple, or in any class that JAX has been told of: no narrower type admits them all.
+ArrayTree: TypeAlias = Any
 
 # Classes that hold one array each, by the module that defines them. Nobody has an instance of a class whose module is not
 # loaded, so none of them is imported here: Flax is no dependency.
@@ -56,7 +58,7 @@ def path_string(key_path: Sequence[Any]) -> str:
     return "/".join(names)
 
 
-def flatten(tree: chex.ArrayTree, **kwargs: Any) -> tuple[list[str], list[Any], Any]:
+def flatten(tree: ArrayTree, **kwargs: Any) -> tuple[list[str], list[Any], Any]:
     """(paths, leaves, treedef); wrappers leave no trace in the paths."""
     leaves, treedef = jax.tree.flatten(tree, **kwargs)
     is_leaf = kwargs.get("is_leaf", lambda x: False)
@@ -69,7 +71,7 @@ def flatten(tree: chex.ArrayTree, **kwargs: Any) -> tuple[list[str], list[Any], 
     return paths, leaves, treedef
 
 
-def arrays(tree: chex.ArrayTree, what: str) -> chex.ArrayTree:
+def arrays(tree: ArrayTree, what: str) -> ArrayTree:
     """The tree with Python's numbers made arrays.
 
     Raises:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
-import chex
 import jax
 
 from ramda_jax import solvers, step
@@ -91,19 +90,19 @@ def _jvp(
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def scores(job: Job, inputs: Inputs) -> list[chex.Array]:
+def scores(job: Job, inputs: Inputs) -> list[jax.Array]:
     """Of every block the strength at which each of its groups would die (`step.scores`). No derivative is offered."""
     local = {name: _scores(arrange, job) for name, arrange in ARRANGEMENTS.items()}
     return program.select(_scores(solvers.together, job), local, inputs)
 
 
 @functools.cache
-def _scores(arrange: Arrangement, job: Job) -> Callable[[Inputs], list[chex.Array]]:
+def _scores(arrange: Arrangement, job: Job) -> Callable[[Inputs], list[jax.Array]]:
     return functools.partial(step.scores, job, arrange=arrange)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+def recall(job: Job, inputs: Inputs) -> list[jax.Array]:
     """What of every parameter as the last step found it (`step.recall`): elementwise, and so the same everywhere.
 
     Differentiable where the step is.
@@ -112,13 +111,13 @@ def recall(job: Job, inputs: Inputs) -> list[chex.Array]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _recall(job: Job, inputs: Inputs) -> list[chex.Array]:
+def _recall(job: Job, inputs: Inputs) -> list[jax.Array]:
     return step.recall(job, inputs)
 
 
 @_recall.defjvp
 def _recall_jvp(
     job: Job, primals: tuple[Inputs], tangents: tuple[Inputs]
-) -> tuple[list[chex.Array], list[chex.Array]]:
+) -> tuple[list[jax.Array], list[jax.Array]]:
     step.check_derivative(job)
     return jax.jvp(functools.partial(step.recall, job), primals, tangents)

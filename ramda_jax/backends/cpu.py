@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -80,7 +79,7 @@ class Products(secular.Apart):
         return [_sum(along, x) for x in jax.lax.optimization_barrier(xs)]
 
 
-def _sum(along: Along, x: chex.Array) -> chex.Array:
+def _sum(along: Along, x: jax.Array) -> jax.Array:
     """`along.sum(x)`, most of it as a product: over the axes behind the groups, or else over those before them."""
     first, last = min(along.axes, default=x.ndim), max(along.axes, default=-1)
     behind, before = math.prod(x.shape[last + 1 :]), math.prod(x.shape[:first])
@@ -93,7 +92,7 @@ def _sum(along: Along, x: chex.Array) -> chex.Array:
     return along.sum(x)
 
 
-def _kind(problem: GroupProblem, warm: chex.Array | None) -> Any:
+def _kind(problem: GroupProblem, warm: jax.Array | None) -> Any:
     """What problems have in common that one program solves: all but the numbers."""
     pieces = [jax.eval_shape(m.pieces, m.arrays) for m in problem.members]
     arrays = [m.arrays for m in problem.members]
@@ -137,11 +136,11 @@ def _cut_of(problem: GroupProblem, size: int) -> _Cut | None:
     return _Cut(axes, 0 if vector else axes[0], vector, number, length)
 
 
-def _slice(x: chex.Array, cut: _Cut, axis: int, start: chex.Array) -> chex.Array:
+def _slice(x: jax.Array, cut: _Cut, axis: int, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, start, cut.length, axis) if x.ndim else x
 
 
-def _tile(problem: GroupProblem, cut: _Cut, start: chex.Array) -> list[tuple[chex.Array, ...]]:
+def _tile(problem: GroupProblem, cut: _Cut, start: jax.Array) -> list[tuple[jax.Array, ...]]:
     """(b, D) of every member of a tile."""
     arrays = [
         jax.tree.map(lambda x, axis=axis: _slice(x, cut, axis, start), member.arrays)
@@ -153,7 +152,7 @@ def _tile(problem: GroupProblem, cut: _Cut, start: chex.Array) -> list[tuple[che
 def _in_tiles(
     solve: Callable[[GroupProblem, Any], Roots],
     problems: Sequence[GroupProblem],
-    warm: Sequence[chex.Array | None],
+    warm: Sequence[jax.Array | None],
     sizes: tuple[int, ...],
 ) -> list[Roots]:
     """The roots of problems of one kind, in tiles of whole groups, by one program.
@@ -172,7 +171,7 @@ def _in_tiles(
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *small)
     tiles = -(-number // length)
 
-    def tile(k: chex.Array, start: chex.Array) -> Roots:
+    def tile(k: jax.Array | int, start: jax.Array) -> Roots:
         choices = [functools.partial(_tile, p, cut) for p in problems]
         pieces = choices[0](start) if alone else jax.lax.switch(k, choices, start)
         shared = length if cut.vector else None
@@ -185,13 +184,13 @@ def _in_tiles(
         guess = None if guess is None else _slice(guess, cut, axis, start)
         return _in_tiles(solve, [part], [guess], sizes[1:])[0]
 
-    def body(i: chex.Array, whole: Roots) -> Roots:
+    def body(i: jax.Array, whole: Roots) -> Roots:
         k = 0 if alone else i // tiles
         # The last tile may overlap its neighbour.
         start = jnp.minimum(i % tiles * length, number - length)
         part = tile(k, start)
 
-        def put(x: chex.Array, y: chex.Array) -> chex.Array:
+        def put(x: jax.Array, y: jax.Array) -> jax.Array:
             at = [start if a == axis else 0 for a in range(y.ndim)]
             return jax.lax.dynamic_update_slice(x, y[None], [k, *at])
 

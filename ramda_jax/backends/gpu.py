@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,28 +51,28 @@ class Joined(Apart):
                 own.append(_partial_sums(p.members[0].along, xs))
         return [[self._sum(column)] for column in zip(*own, strict=True)]
 
-    def _sum(self, partial: Sequence[chex.Array]) -> chex.Array:
+    def _sum(self, partial: Sequence[jax.Array]) -> jax.Array:
         pieces = []
         for left in sorted(set(self._left)):
             mine = [partial[i] for i in self._order if self._left[i] == left]
             pieces.append(jnp.sum(jnp.concatenate(mine, axis=1), axis=0))
         return jnp.concatenate(pieces)
 
-    def join(self, xs: Sequence[chex.Array]) -> Arrays:
+    def join(self, xs: Sequence[jax.Array]) -> Arrays:
         return [jnp.concatenate([jnp.ravel(xs[i]) for i in self._order])]
 
-    def split(self, xs: Sequence[chex.Array]) -> Arrays:
+    def split(self, xs: Sequence[jax.Array]) -> Arrays:
         shapes = [_shape(p) for p in self.problems]
         ends = np.cumsum([math.prod(shapes[i]) for i in self._order])
         pieces = jnp.split(xs[0], ends[:-1])
         found = {i: x.reshape(shapes[i]) for i, x in zip(self._order, pieces, strict=True)}
         return [found[i] for i in range(len(shapes))]
 
-    def numbers(self, xs: Sequence[chex.Array]) -> Arrays:
+    def numbers(self, xs: Sequence[jax.Array]) -> Arrays:
         pairs = zip(xs, self.problems, strict=True)
         return self.join([jnp.broadcast_to(x, _shape(p)) for x, p in pairs])
 
-    def residuals(self, xs: Sequence[chex.Array]) -> Arrays:
+    def residuals(self, xs: Sequence[jax.Array]) -> Arrays:
         sizes = np.array([math.prod(_shape(self.problems[i])) for i in self._order])
         starts = np.cumsum(sizes) - sizes
         # A row per problem, as long as the longest: one reduction for all.
@@ -105,7 +104,7 @@ def _left(problem: GroupProblem) -> int:
     return math.prod(shape[a] for a in _before(problem.members[0].along, len(shape)))
 
 
-def _partial_sums(along: Along, xs: Sequence[chex.Array]) -> Arrays:
+def _partial_sums(along: Along, xs: Sequence[jax.Array]) -> Arrays:
     """Sums over all axes but those before the groups: (what is left, groups)."""
     shape = xs[0].shape
     before = _before(along, len(shape))

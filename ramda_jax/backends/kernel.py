@@ -6,7 +6,6 @@ The grid goes over tiles along one axis. What the function does, and that tiles 
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -64,7 +63,7 @@ def _padded(n: int, axis: int) -> int:
 
 
 def call(
-    step: Callable[[Any, Any, Any], tuple[Any, chex.Array, chex.Array, chex.Array]],
+    step: Callable[[Any, Any, Any], tuple[Any, jax.Array, jax.Array, jax.Array]],
     updated: Any,
     read: Any,
     scalars: Any,
@@ -72,7 +71,7 @@ def call(
     axis: int,
     length: int,
     interpret: bool = False,
-) -> tuple[Any, chex.Array, chex.Array, chex.Array]:
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """`step` of all tiles: (the updated arrays, out, the most iterations, the norm of the residuals).
 
     Args:

@@ -10,16 +10,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
 import jax
 from jax.extend import core as jax_core
 from jax.interpreters import batching, mlir
 
 from ramda_jax import _numerics
+from ramda_jax.trees import ArrayTree
 
 
 def select(
-    whole: Callable[..., Any], local: Mapping[str, Callable[..., Any]], *args: chex.ArrayTree
+    whole: Callable[..., Any], local: Mapping[str, Callable[..., Any]], *args: ArrayTree
 ) -> Any:
     """whole(*args), or the program that `local` has for the platform where every device holds whole arrays.
 
@@ -51,7 +51,7 @@ class _Flat:
     function: Callable[..., Any]
     treedef: Any
 
-    def __call__(self, *flat: chex.Array) -> list[chex.Array]:
+    def __call__(self, *flat: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(self.function(*jax.tree.unflatten(self.treedef, flat)))
 
 
@@ -60,7 +60,7 @@ _program_p.multiple_results = True
 
 
 @_program_p.def_impl
-def _run(*args: chex.Array, whole: Any, local: Any, avals: Any) -> list[chex.Array]:
+def _run(*args: jax.Array, whole: Any, local: Any, avals: Any) -> list[jax.Array]:
     """Op by op, under `jax.disable_jit` only: steps are jitted."""
     del local, avals
     return whole(*args)

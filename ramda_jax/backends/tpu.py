@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 
 from ramda_jax import solvers
@@ -94,7 +93,7 @@ def _unchanged(job: Job, inputs: Inputs) -> list[int]:
     """Which accumulators the method returns as they came."""
     same: list[int] = []
 
-    def look(arrays: tuple, grad: chex.Array) -> tuple:
+    def look(arrays: tuple, grad: jax.Array) -> tuple:
         scalars = jax.tree.map(lambda s: s.astype(grad.dtype), inputs.scalars.accumulate)
         new = job.accumulate(arrays, grad, scalars)
         same.extend(k for k, x in enumerate(new) if x is arrays[k])

@@ -4,13 +4,14 @@ import abc
 import dataclasses
 from typing import NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 
 from ramda_jax import _numerics, _validation
 from ramda_jax._numerics import Schedulable
 from ramda_jax.methods import base
+from ramda_jax.trees import ArrayTree
 
 
 class Constants(NamedTuple):
@@ -23,11 +24,11 @@ class Constants(NamedTuple):
       eps: added to the root of the second moment.
     """
 
-    learning_rate: chex.Array
-    shrink: chex.Array
-    correction1: chex.Array
-    correction2: chex.Array
-    eps: chex.Array
+    learning_rate: jax.Array
+    shrink: jax.Array
+    correction1: jax.Array
+    correction2: jax.Array
+    eps: jax.Array
 
 
 class AdamState(NamedTuple):
@@ -39,9 +40,9 @@ class AdamState(NamedTuple):
       grad_sq_max: the running maximum of n_t (AMSGrad), or None.
     """
 
-    grad_average: chex.ArrayTree
-    grad_sq_average: chex.ArrayTree
-    grad_sq_max: chex.ArrayTree | None
+    grad_average: ArrayTree
+    grad_sq_average: ArrayTree
+    grad_sq_max: ArrayTree | None
 
     @property
     def accumulators(self) -> tuple[str, ...]:
@@ -81,18 +82,18 @@ class Adam(base.Method):
         _validation.check_positive("eps", self.eps, schedule=False)
         _validation.check_nonnegative("weight_decay", self.weight_decay)
 
-    def init(self, params: chex.ArrayTree) -> AdamState:
+    def init(self, params: ArrayTree) -> AdamState:
         zeros = lambda: base.zeros_like(params)
         return AdamState(zeros(), zeros(), zeros() if self.amsgrad else None)
 
     def begin(
-        self, state: AdamState, params: chex.ArrayTree, count: chex.Array
-    ) -> tuple[AdamState, tuple[chex.Array, ...]]:
+        self, state: AdamState, params: ArrayTree, count: jax.Array
+    ) -> tuple[AdamState, tuple[jax.Array, ...]]:
         # 1 - b is subtracted before it is rounded to a leaf's dtype.
         b1, b2 = _numerics.evaluate(self.b1, count), _numerics.evaluate(self.b2, count)
         return state, (b1, 1 - b1, b2, 1 - b2)
 
-    def constants(self, count: chex.Array) -> Constants:
+    def constants(self, count: jax.Array) -> Constants:
         """At the 0-based step `count`."""
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         weight_decay = _numerics.evaluate(self.weight_decay, count)
@@ -106,10 +107,10 @@ class Adam(base.Method):
         )
 
     @abc.abstractmethod
-    def terms(self, state: AdamState, count: chex.Array) -> base.Terms:
+    def terms(self, state: AdamState, count: jax.Array) -> base.Terms:
         """The terms of the subproblem times eta."""
 
 
-def _bias_correction(rate: chex.Array, t: chex.Array) -> chex.Array:
+def _bias_correction(rate: jax.Array, t: jax.Array) -> jax.Array:
     """1 - rate^t without cancellation, 0-d."""
     return -jnp.expm1(t.astype(rate.dtype) * jnp.log1p(rate - 1))

@@ -15,17 +15,17 @@ import abc
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from ramda_jax.subproblem import Pieces
+from ramda_jax.trees import ArrayTree
 
 # (accumulators of one leaf, its gradient, 0-d arrays) -> the accumulators after the gradient. Elementwise, and a
 # module-level function: two calls with the same settings give the same one, which is what compiled steps are cached by.
 # An accumulator which the step does not change must be returned as it came.
 Accumulate = Callable[
-    [tuple[chex.Array, ...], chex.Array, tuple[chex.Array, ...]], tuple[chex.Array, ...]
+    [tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]
 ]
 
 
@@ -38,8 +38,8 @@ class Terms(NamedTuple):
       pieces: (accumulators of one leaf, its parameter, scalars) -> (v, x0, D); module-level, as `Accumulate`.
     """
 
-    weight: chex.Array
-    scalars: tuple[chex.Array, ...]
+    weight: jax.Array
+    scalars: tuple[jax.Array, ...]
     pieces: Pieces
 
 
@@ -57,18 +57,18 @@ class Method(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def accumulate(
-        arrays: tuple[chex.Array, ...], grad: chex.Array, scalars: tuple[chex.Array, ...]
-    ) -> tuple[chex.Array, ...]:
+        arrays: tuple[jax.Array, ...], grad: jax.Array, scalars: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
         """See `Accumulate`."""
 
     @abc.abstractmethod
-    def init(self, params: chex.ArrayTree) -> Any:
+    def init(self, params: ArrayTree) -> Any:
         """The state before the first step. `params` have the accumulators' dtype; nothing of them is aliased."""
 
     @abc.abstractmethod
     def begin(
-        self, state: Any, params: chex.ArrayTree, count: chex.Array
-    ) -> tuple[Any, tuple[chex.Array, ...]]:
+        self, state: Any, params: ArrayTree, count: jax.Array
+    ) -> tuple[Any, tuple[jax.Array, ...]]:
         """(the state with its scalars advanced by a step, the scalars for `accumulate`).
 
         Args:
@@ -78,25 +78,25 @@ class Method(abc.ABC):
         """
 
     @abc.abstractmethod
-    def terms(self, state: Any, count: chex.Array) -> Terms:
+    def terms(self, state: Any, count: jax.Array) -> Terms:
         """The terms of this step, from the state that `begin` returned."""
 
     def stages(self) -> tuple[int, ...]:
         """The 0-based steps at which stages start; none: there is one."""
         return ()
 
-    def averaging(self, count: chex.Array) -> chex.Array | None:
+    def averaging(self, count: jax.Array) -> jax.Array | None:
         """c_t in W^t = (1 - c_t) W^{t-1} + c_t What_t, or None where W^t = What_t."""
         return None
 
 
-def zeros_like(tree: chex.ArrayTree) -> chex.ArrayTree:
+def zeros_like(tree: ArrayTree) -> ArrayTree:
     """Zeros of the same shapes, dtypes and shardings; abstract leaves stay abstract."""
     return jax.tree.map(
         lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros_like(x), tree
     )
 
 
-def accumulators_of(state: Any) -> list[chex.ArrayTree]:
+def accumulators_of(state: Any) -> list[ArrayTree]:
     """The accumulators of a method's state, in their order."""
     return [getattr(state, name) for name in state.accumulators]

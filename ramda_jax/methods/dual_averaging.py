@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,9 +18,9 @@ class Clock(NamedTuple):
       weight_error: what rounding has left out of alpha_t (Kahan): float32 alone drifts by 2 % in 1e7 steps.
     """
 
-    step: chex.Array
-    weight_sum: chex.Array
-    weight_error: chex.Array
+    step: jax.Array
+    weight_sum: jax.Array
+    weight_error: jax.Array
 
 
 def start_clock() -> Clock:
@@ -29,7 +28,7 @@ def start_clock() -> Clock:
     return Clock(jnp.zeros([], jnp.int32), _numerics.as_scalar(0.0), _numerics.as_scalar(0.0))
 
 
-def restarts(count: chex.Array, restart_steps: tuple[int, ...]) -> tuple[Any, chex.Array]:
+def restarts(count: jax.Array, restart_steps: tuple[int, ...]) -> tuple[Any, jax.Array]:
     """(whether a stage starts at this step, how many have started); the former is False if there are no stages."""
     if not restart_steps:
         return False, jnp.zeros([], jnp.int32)
@@ -37,7 +36,7 @@ def restarts(count: chex.Array, restart_steps: tuple[int, ...]) -> tuple[Any, ch
     return jnp.any(count == steps), jnp.sum(count >= steps)
 
 
-def tick(clock: Clock, learning_rate: chex.Array, restart: Any) -> tuple[Clock, chex.Array]:
+def tick(clock: Clock, learning_rate: jax.Array, restart: Any) -> tuple[Clock, jax.Array]:
     """(the clock after one more step, s_t)."""
     clock = select(restart, start_clock(), clock)
     step = optax.safe_increment(clock.step)
@@ -62,14 +61,14 @@ def new_anchor(restart: Any, params: Any, anchor: Any) -> Any:
     return jax.lax.cond(restart, copied, lambda p, a: a, params, anchor)
 
 
-def step_scalars(weight: chex.Array, restart: Any) -> tuple[chex.Array, ...]:
+def step_scalars(weight: jax.Array, restart: Any) -> tuple[jax.Array, ...]:
     """The scalars of `accumulate`: s_t, and 1 where a stage starts (else 0) if there are stages at all."""
     return (weight,) if restart is False else (weight, restart.astype(weight.dtype))
 
 
 def add(
-    total: chex.Array, increment: chex.Array, grad: chex.Array, scalars: tuple[chex.Array, ...]
-) -> chex.Array:
+    total: jax.Array, increment: jax.Array, grad: jax.Array, scalars: tuple[jax.Array, ...]
+) -> jax.Array:
     """total + increment, which `grad` makes, or increment alone where a stage starts (see `step_scalars`); one array."""
     for restart in scalars[1:]:
         total = jnp.where(restart > 0, jnp.zeros_like(total), total)

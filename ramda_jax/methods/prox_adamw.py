@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import chex
+import jax
 import optax
 from jax.typing import DTypeLike
 
@@ -27,7 +27,7 @@ def _pieces(arrays, param, scalars):
 class ProxAdamW(adam.Adam):
     """Hyperparameters of ProxAdamW; see `prox_adamw`."""
 
-    def terms(self, state: adam.AdamState, count: chex.Array) -> base.Terms:
+    def terms(self, state: adam.AdamState, count: jax.Array) -> base.Terms:
         eta, shrink, correction1, correction2, eps = self.constants(count)
         return base.Terms(eta, (eta / correction1, shrink, correction2, eps), _pieces)
 

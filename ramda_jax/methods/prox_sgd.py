@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -14,6 +14,7 @@ from ramda_jax.assignment import Regularization
 from ramda_jax.methods import base
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
+from ramda_jax.trees import ArrayTree
 
 
 def _accumulate(arrays, grad, scalars):
@@ -31,7 +32,7 @@ def _pieces(arrays, param, scalars):
 class ProxSgdState(NamedTuple):
     """grad_average: m_t = (1 - c) m_{t-1} + c G_t, m_0 = 0."""
 
-    grad_average: chex.ArrayTree
+    grad_average: ArrayTree
 
     @property
     def accumulators(self) -> tuple[str, ...]:
@@ -48,16 +49,16 @@ class ProxSgd(base.Method):
     learning_rate: Schedulable
     momentum: Schedulable
 
-    def init(self, params: chex.ArrayTree) -> ProxSgdState:
+    def init(self, params: ArrayTree) -> ProxSgdState:
         return ProxSgdState(base.zeros_like(params))
 
     def begin(
-        self, state: ProxSgdState, params: chex.ArrayTree, count: chex.Array
-    ) -> tuple[ProxSgdState, tuple[chex.Array, ...]]:
+        self, state: ProxSgdState, params: ArrayTree, count: jax.Array
+    ) -> tuple[ProxSgdState, tuple[jax.Array, ...]]:
         newest = _numerics.evaluate(self.momentum, count)
         return state, (1 - newest, newest)
 
-    def terms(self, state: ProxSgdState, count: chex.Array) -> base.Terms:
+    def terms(self, state: ProxSgdState, count: jax.Array) -> base.Terms:
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         return base.Terms(learning_rate, (learning_rate,), _pieces)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -31,7 +31,7 @@ class ProxSsi(adam.Adam):
 
     bias_corrected_metric: bool
 
-    def terms(self, state: adam.AdamState, count: chex.Array) -> base.Terms:
+    def terms(self, state: adam.AdamState, count: jax.Array) -> base.Terms:
         eta, shrink, correction1, correction2, eps = self.constants(count)
         root = jnp.sqrt(correction2)
         correction = root if self.bias_corrected_metric else jnp.ones_like(root)

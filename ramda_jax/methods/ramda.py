@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-import chex
+import jax
 import optax
 from jax.typing import DTypeLike
 
@@ -14,6 +14,7 @@ from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.solvers import Solver
 from ramda_jax.transform import proximal_transformation
+from ramda_jax.trees import ArrayTree
 
 
 def _accumulate(arrays, grad, scalars):
@@ -45,10 +46,10 @@ class RamdaState(NamedTuple):
     """
 
     clock: dual_averaging.Clock
-    eps: chex.Array
-    grad_sum: chex.ArrayTree
-    grad_sq_sum: chex.ArrayTree
-    anchor: chex.ArrayTree
+    eps: jax.Array
+    grad_sum: ArrayTree
+    grad_sq_sum: ArrayTree
+    anchor: ArrayTree
 
     @property
     def accumulators(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class Ramda(base.Method):
     restart_steps: tuple[int, ...]
     restart_eps_decay: Schedulable
 
-    def init(self, params: chex.ArrayTree) -> RamdaState:
+    def init(self, params: ArrayTree) -> RamdaState:
         return RamdaState(
             clock=dual_averaging.start_clock(),
             eps=_numerics.as_scalar(self.eps),
@@ -81,8 +82,8 @@ class Ramda(base.Method):
         )
 
     def begin(
-        self, state: RamdaState, params: chex.ArrayTree, count: chex.Array
-    ) -> tuple[RamdaState, tuple[chex.Array, ...]]:
+        self, state: RamdaState, params: ArrayTree, count: jax.Array
+    ) -> tuple[RamdaState, tuple[jax.Array, ...]]:
         restart, stage = dual_averaging.restarts(count, self.restart_steps)
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         clock, weight = dual_averaging.tick(state.clock, learning_rate, restart)
@@ -94,13 +95,13 @@ class Ramda(base.Method):
         )
         return state, dual_averaging.step_scalars(weight, restart)
 
-    def terms(self, state: RamdaState, count: chex.Array) -> base.Terms:
+    def terms(self, state: RamdaState, count: jax.Array) -> base.Terms:
         return state.terms()
 
     def stages(self) -> tuple[int, ...]:
         return self.restart_steps
 
-    def averaging(self, count: chex.Array) -> chex.Array:
+    def averaging(self, count: jax.Array) -> jax.Array:
         return _numerics.evaluate(self.momentum, count)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -14,6 +14,7 @@ from ramda_jax.assignment import Regularization
 from ramda_jax.methods import base, dual_averaging
 from ramda_jax.sharding import Placement
 from ramda_jax.transform import proximal_transformation
+from ramda_jax.trees import ArrayTree
 
 
 def _accumulate(arrays, grad, scalars):
@@ -38,8 +39,8 @@ class RmdaState(NamedTuple):
     """
 
     clock: dual_averaging.Clock
-    grad_sum: chex.ArrayTree
-    anchor: chex.ArrayTree
+    grad_sum: ArrayTree
+    anchor: ArrayTree
 
     @property
     def accumulators(self) -> tuple[str, ...]:
@@ -62,12 +63,12 @@ class Rmda(base.Method):
     momentum: Schedulable
     restart_steps: tuple[int, ...]
 
-    def init(self, params: chex.ArrayTree) -> RmdaState:
+    def init(self, params: ArrayTree) -> RmdaState:
         return RmdaState(dual_averaging.start_clock(), base.zeros_like(params), params)
 
     def begin(
-        self, state: RmdaState, params: chex.ArrayTree, count: chex.Array
-    ) -> tuple[RmdaState, tuple[chex.Array, ...]]:
+        self, state: RmdaState, params: ArrayTree, count: jax.Array
+    ) -> tuple[RmdaState, tuple[jax.Array, ...]]:
         restart, _ = dual_averaging.restarts(count, self.restart_steps)
         learning_rate = _numerics.evaluate(self.learning_rate, count)
         clock, weight = dual_averaging.tick(state.clock, learning_rate, restart)
@@ -75,13 +76,13 @@ class Rmda(base.Method):
         state = state._replace(clock=clock, anchor=anchor)
         return state, dual_averaging.step_scalars(weight, restart)
 
-    def terms(self, state: RmdaState, count: chex.Array) -> base.Terms:
+    def terms(self, state: RmdaState, count: jax.Array) -> base.Terms:
         return state.terms()
 
     def stages(self) -> tuple[int, ...]:
         return self.restart_steps
 
-    def averaging(self, count: chex.Array) -> chex.Array:
+    def averaging(self, count: jax.Array) -> jax.Array:
         return _numerics.evaluate(self.momentum, count)
 
 

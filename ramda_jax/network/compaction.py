@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +34,7 @@ from ramda_jax.network.trace import (
     nnx_module,
     of_module,
 )
+from ramda_jax.trees import ArrayTree
 
 
 class _Model(NamedTuple):
@@ -180,17 +180,18 @@ class Compact:
         self._plan = plan(flat, masks, cuttable, multiple_of)
         own_numbers = flat.inputs[: len(model.leaves)]
         self._keeps = [self._plan.keeps[n] for n in own_numbers]
-        small = list(map(pieces.cut, model.values, self._keeps))
-        self._shapes = [tuple(np.shape(x)) for x in small]
+        cut = list(map(pieces.cut, model.values, self._keeps))
+        self._shapes = [tuple(np.shape(x)) for x in cut]
         hows = [matrix(flat, n) if k in weights else None for k, n in enumerate(own_numbers)]
+        small: Sequence[jax.Array | Factors] = cut
         if low_rank:
-            small = [factored(x, how, multiple_of) for x, how in zip(small, hows, strict=True)]
+            small = [factored(x, how, multiple_of) for x, how in zip(cut, hows, strict=True)]
         self._matrices = [
             how if isinstance(x, Factors) else None for x, how in zip(small, hows, strict=True)
         ]
         self.params = model.rebuild(small)
 
-    def apply(self, params: chex.ArrayTree, *args: Any, **kwargs: Any) -> Any:
+    def apply(self, params: ArrayTree, *args: Any, **kwargs: Any) -> Any:
         """The function with the small parameters: as it was called to be compacted, with any number of examples.
 
         Pure: jit, grad and vmap it.
@@ -221,7 +222,7 @@ class Compact:
         """With the arguments of the example, but other arrays in them."""
         return self._run(self._example, values, inputs)
 
-    def cut_state(self, opt_state: chex.ArrayTree, fresh: chex.ArrayTree) -> chex.ArrayTree:
+    def cut_state(self, opt_state: ArrayTree, fresh: ArrayTree) -> ArrayTree:
         """The state of an optimizer for the small parameters, to go on where training of the whole ones was.
 
         Moments, dual averages and starting points are cut as the parameters were; counters and other numbers are taken
@@ -362,14 +363,15 @@ class Compact:
         exported = jax_export.export(jax.jit(run), platforms=platforms)
         values, _, leaves = _floating(self.params)
         program = exported([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values], inputs)
+        serialized = program.serialize()  # or fails, before a file that may be there is touched
         notes = [(leaf.path, leaf.shape, np.dtype(leaf.dtype).name) for leaf in leaves]
         with zipfile.ZipFile(path, "w") as file:
-            file.writestr("program", program.serialize())
+            file.writestr("program", serialized)
             file.writestr("arrays", json.dumps(notes))
             for k, x in enumerate(values):
                 file.writestr(f"{k}", np.asarray(x).tobytes())
 
-    def _checked(self, params: chex.ArrayTree) -> list[Any]:
+    def _checked(self, params: ArrayTree) -> list[Any]:
         """The values of small parameters: an array, or factors, for each of the whole ones."""
         trees.check_same(params, "params", self.params, "the compact parameters")
         return self._grouped(_floating(params)[0])
@@ -442,7 +444,7 @@ def compact(
     return Compact(_Model(call, leaves, values, rebuild), inputs, kwargs, multiple_of, low_rank)
 
 
-def _floating(params: chex.ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
+def _floating(params: ArrayTree) -> tuple[list[Any], Rebuild, list[Leaf]]:
     """(the floating-point arrays of a tree, from such arrays to the tree, what they are)."""
     paths, leaves, _ = trees.flatten(params)
     mine = [is_array(x) and jax.dtypes.issubdtype(x.dtype, np.floating) for x in leaves]
@@ -468,7 +470,7 @@ def _longest(row: tuple[str, Leaf, Keep]) -> int:
     return -len(row[0])
 
 
-def _cut_one(path: str, before: Any, now: Any, leaf: Leaf, keep: Keep) -> chex.Array:
+def _cut_one(path: str, before: Any, now: Any, leaf: Leaf, keep: Keep) -> jax.Array:
     """One array of an optimizer's state, cut as its parameter."""
     if np.shape(before) != leaf.shape:
         raise ValueError(
@@ -542,7 +544,7 @@ class Loaded(NamedTuple):
       call: of the arrays among the inputs, in order.
     """
 
-    params: dict[str, chex.Array]
+    params: dict[str, jax.Array]
     call: Callable[..., Any]
 
     def __call__(self, *inputs: Any) -> Any:

@@ -6,17 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-Convolve = Callable[[chex.Array, chex.Array], chex.Array]
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
 # XLA for CPUs has a routine of its own for at most so many output channels.
 _NARROW = 16
 
 
-def convolution(bind: Convolve, x: chex.Array, w: chex.Array, numbers: Any) -> chex.Array:
+def convolution(bind: Convolve, x: jax.Array, w: jax.Array, numbers: Any) -> jax.Array:
     """x * w.
 
     On a CPU one input channel to at most 16 goes with outputs of zeros as one to 17: XLA's routine for narrow ones takes
@@ -33,7 +32,7 @@ def convolution(bind: Convolve, x: chex.Array, w: chex.Array, numbers: Any) -> c
     return jax.lax.platform_dependent(x, w, cpu=widened, default=bind)
 
 
-def _widened(bind: Convolve, numbers: Any, x: chex.Array, w: chex.Array) -> chex.Array:
+def _widened(bind: Convolve, numbers: Any, x: jax.Array, w: jax.Array) -> jax.Array:
     at_out = numbers.rhs_spec[0]
     outputs = w.shape[at_out]
     edges = [(0, 0, 0)] * w.ndim

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +64,7 @@ class _Step(NamedTuple):
     def params(self) -> Any:
         return self.equation.equation.params
 
-    def align(self, piece: Piece, keep: Sequence[Indices]) -> chex.Array:
+    def align(self, piece: Piece, keep: Sequence[Indices]) -> jax.Array:
         return align(piece, keep, self.turn)
 
     def factors(self, piece: Piece, keep: Sequence[Indices], how: Matrix) -> Factors:
@@ -86,7 +85,7 @@ class _Step(NamedTuple):
         right = [*how.stack, None, *how.columns]
         return Factors(part(piece.array.left, left), part(piece.array.right, right))
 
-    def bind(self, arrays: Sequence[Any], **changed: Any) -> list[chex.Array]:
+    def bind(self, arrays: Sequence[Any], **changed: Any) -> list[jax.Array]:
         """The equation's own primitive."""
         primitive = self.equation.equation.primitive
         results = primitive.bind(*arrays, **{**self.params, **changed})
@@ -99,7 +98,7 @@ def run(
     inputs: Sequence[Piece],
     wanted: Sequence[Keep] | None = None,
     turn: Any = None,
-) -> list[chex.Array]:
+) -> list[jax.Array]:
     """Run a program.
 
     Args:
@@ -131,7 +130,7 @@ def run(
     return [align(piece, keep, turn) for piece, keep in zip(results, wanted, strict=True)]
 
 
-def _made(step: _Step) -> list[chex.Array]:
+def _made(step: _Step) -> Sequence[jax.Array | Factors]:
     name = step.equation.name
     in_factors = [isinstance(piece.array, Factors) for piece in step.operands]
     if any(in_factors) and name == "convert_element_type":
@@ -157,7 +156,7 @@ def _made(step: _Step) -> list[chex.Array]:
     return [step.align(whole(x), keep) for x, keep in zip(full, step.keeps, strict=True)]
 
 
-def _elementwise(step: _Step) -> list[chex.Array]:
+def _elementwise(step: _Step) -> list[jax.Array]:
     (keep,), (shape,) = step.keeps, step.shapes
     arrays = []
     for piece in step.operands:
@@ -233,7 +232,7 @@ def _slice(step: _Step) -> Any:
 
 def _sliced(
     piece: Piece, starts: Any, stops: Any, strides: Any, keep: Keep, turn: Any
-) -> chex.Array:
+) -> jax.Array:
     array = piece.array
     for axis, (start, stop, stride) in enumerate(zip(starts, stops, strides, strict=True)):
         have, want = piece.keep[axis], keep[axis]
@@ -526,7 +525,7 @@ def _scan(step: _Step) -> Any:
     return [*_carried(step, end), *made]
 
 
-def _carried(step: _Step, end: Sequence[chex.Array]) -> list[chex.Array]:
+def _carried(step: _Step, end: Sequence[jax.Array]) -> list[jax.Array]:
     """What a loop carried, with what is kept of its results."""
     rows = zip(end, step.inner.carry, step.shapes, step.keeps, strict=False)
     return [step.align(Piece(x, have, shape), want) for x, have, shape, want in rows]

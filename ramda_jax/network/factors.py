@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +25,8 @@ class Factors(NamedTuple):
       right: (stack, r, axes that the product makes).
     """
 
-    left: chex.Array
-    right: chex.Array
+    left: jax.Array
+    right: jax.Array
 
 
 class Matrix(NamedTuple):
@@ -85,7 +84,7 @@ def of_conv(params: Any) -> Matrix:
     return Matrix((), tuple(sorted(rows)), (out,), out)
 
 
-def factored(array: chex.Array, how: Matrix | None, multiple_of: int) -> chex.Array | Factors:
+def factored(array: jax.Array, how: Matrix | None, multiple_of: int) -> jax.Array | Factors:
     """The factors of an array, where they are smaller.
 
     A singular value counts as zero up to rounding of float32 (or float64) entries: at most max(m, n) eps times the largest,
@@ -117,7 +116,7 @@ def factored(array: chex.Array, how: Matrix | None, multiple_of: int) -> chex.Ar
     )
 
 
-def _numpy_dtype(array: chex.Array) -> Any:
+def _numpy_dtype(array: jax.Array) -> Any:
     return array.dtype if array.dtype in (np.float32, np.float64) else np.float32
 
 
@@ -135,7 +134,7 @@ def _fitting(rank: int, multiple_of: int, m: int, n: int) -> int | None:
     return length if length * (m + n) < m * n else None
 
 
-def product(x: chex.Array, w: Factors, numbers: Any, side: int, params: Any) -> chex.Array:
+def product(x: jax.Array, w: Factors, numbers: Any, side: int, params: Any) -> jax.Array:
     """`dot_general` of x and a weight in factors; `side`: which operand the weight is."""
     (contracted, batch) = numbers
     rows, stack = sorted(contracted[side]), sorted(batch[side])
@@ -156,7 +155,7 @@ def product(x: chex.Array, w: Factors, numbers: Any, side: int, params: Any) -> 
     return _dot(first, w.right, ((there,), (n,)), (theirs, ours), side, params)
 
 
-def _dot(x: chex.Array, w: chex.Array, contracted: Any, batch: Any, side: int, params: Any) -> Any:
+def _dot(x: jax.Array, w: jax.Array, contracted: Any, batch: Any, side: int, params: Any) -> Any:
     x = x.astype(w.dtype)
     left, right = (x, w) if side == 1 else (w, x)
     order = lambda both: both if side == 1 else both[::-1]

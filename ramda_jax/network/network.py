@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 
 from ramda_jax import trees
@@ -24,6 +23,7 @@ from ramda_jax.network.spaces import Space
 from ramda_jax.network.trace import Program, bare, called, is_array, nnx_module, nnx_with, trace
 from ramda_jax.regularizers import GroupNorm, Regularizer
 from ramda_jax.targets import wants_price
+from ramda_jax.trees import ArrayTree
 
 
 class Network:
@@ -153,7 +153,7 @@ class Network:
         known = (self._program.leaves, self._roles, self._flow.uses, self._flow.other)
         return dataclasses.replace(made, price=price(*known, usable))
 
-    def cost(self, params: chex.ArrayTree | None = None) -> Cost:
+    def cost(self, params: ArrayTree | None = None) -> Cost:
         """FLOPs, parameters and bytes, with the zeros that params have now; per array and in all.
 
         A slice of a weight counts unless all of it is zero or no weight reads the channel it makes. This looks at every
@@ -175,7 +175,7 @@ class Network:
             values,
         )
 
-    def _values(self, params: chex.ArrayTree) -> list[Any]:
+    def _values(self, params: ArrayTree) -> list[Any]:
         paths, leaves, _ = trees.flatten(params)
         given = {bare(p): x for p, x in zip(paths, leaves, strict=True) if is_array(x)}
         values = []
@@ -189,9 +189,7 @@ class Network:
             values.append(jax.device_get(x))
         return values
 
-    def compact(
-        self, params: chex.ArrayTree, *, multiple_of: int = 1, low_rank: bool = True
-    ) -> Compact:
+    def compact(self, params: ArrayTree, *, multiple_of: int = 1, low_rank: bool = True) -> Compact:
         """`compact` of the function that the network was seen with, on these parameters.
 
         Args:

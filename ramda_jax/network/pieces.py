@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +44,7 @@ def is_empty(keep: Keep) -> bool:
     return any(k is not None and not k.shape[-1] for k in keep)
 
 
-def cut(array: Any, keep: Keep) -> chex.Array:
+def cut(array: Any, keep: Keep) -> jax.Array:
     """What is kept; one entry of what nobody needs, since many tools do not take empty arrays."""
     array = jnp.asarray(array)
     if is_empty(keep):
@@ -112,8 +111,8 @@ def common(one: Indices, other: Indices) -> Indices:
 
 
 def taken(
-    array: chex.Array, axis: int, have: Indices, want: Indices, size: int, turn: Any = None
-) -> chex.Array:
+    array: jax.Array, axis: int, have: Indices, want: Indices, size: int, turn: Any = None
+) -> jax.Array:
     """Other indices along one axis; zeros for those that are not there.
 
     Args:
@@ -136,7 +135,7 @@ def taken(
     return jnp.where(_row(there, axis, array.ndim, turn), found, jnp.zeros((), array.dtype))
 
 
-def _at(array: chex.Array, axis: int, places: np.ndarray, turn: Any, unique: bool) -> chex.Array:
+def _at(array: jax.Array, axis: int, places: np.ndarray, turn: Any, unique: bool) -> jax.Array:
     """The entries at these places along one axis."""
     if _same(places, np.arange(array.shape[axis])):
         return array
@@ -150,7 +149,7 @@ def _at(array: chex.Array, axis: int, places: np.ndarray, turn: Any, unique: boo
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _gathered(array: chex.Array, places: chex.Array, axis: int, unique: bool) -> chex.Array:
+def _gathered(array: jax.Array, places: jax.Array, axis: int, unique: bool) -> jax.Array:
     """`jnp.take`, in the way that is fast where it runs.
 
     XLA for CPUs puts the axis that is taken from first, and transposes back after whatever elementwise operations come
@@ -172,11 +171,11 @@ def _gathered_jvp(axis: int, unique: bool, primals: Any, tangents: Any) -> Any:
     return _gathered(array, places, axis, unique), _take(tangent, places, axis, unique)
 
 
-def _take(array: chex.Array, places: chex.Array, axis: int, unique: bool) -> chex.Array:
+def _take(array: jax.Array, places: jax.Array, axis: int, unique: bool) -> jax.Array:
     return jnp.take(array, places, axis=axis, mode="clip", unique_indices=unique)
 
 
-def _by_entry(array: chex.Array, places: chex.Array, axis: int) -> chex.Array:
+def _by_entry(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:
     others = tuple(d for d in range(array.ndim) if d != axis)
     shape = [*array.shape]
     shape[axis] = len(places)
@@ -194,7 +193,7 @@ def _by_entry(array: chex.Array, places: chex.Array, axis: int) -> chex.Array:
     )
 
 
-def _row(table: np.ndarray, axis: int, ndim: int, turn: Any) -> chex.Array:
+def _row(table: np.ndarray, axis: int, ndim: int, turn: Any) -> jax.Array:
     """What holds along one axis, to be broadcast; of a table: of this turn, or all along the first axis."""
     shape = [1] * ndim
     shape[axis] = table.shape[-1]
@@ -206,7 +205,7 @@ def _row(table: np.ndarray, axis: int, ndim: int, turn: Any) -> chex.Array:
     return row.reshape(shape)
 
 
-def align(piece: Piece, keep: Sequence[Indices], turn: Any = None) -> chex.Array:
+def align(piece: Piece, keep: Sequence[Indices], turn: Any = None) -> jax.Array:
     """The array with these indices along every axis."""
     array = piece.array
     for axis, (have, want, size) in enumerate(zip(piece.keep, keep, piece.shape, strict=True)):

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import chex
+import jax
 import numpy as np
 
 from ramda_jax import _numerics
@@ -33,7 +33,7 @@ class Price:
     numbers: tuple[int, ...]
     terms: tuple[tuple[float, tuple[int, ...]], ...]
 
-    def removed(self, dead: Mapping[int, Any]) -> chex.Array:
+    def removed(self, dead: Mapping[int, Any]) -> jax.Array:
         """The share of all FLOPs that goes with dead channels, by the place of their space; 0-d."""
         living = {i: 1 - _numerics.as_scalar(count) / self.numbers[i] for i, count in dead.items()}
         total = _numerics.as_scalar(0.0)

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import numpy as np
 from jax.extend import core
 
 from ramda_jax import trees
+from ramda_jax.trees import ArrayTree
 
 
 class Leaf(NamedTuple):
@@ -51,7 +51,7 @@ def nnx_module(x: Any) -> bool:
     return module is not None and isinstance(x, module)
 
 
-def nnx_with(module: Any, params: chex.ArrayTree) -> Any:
+def nnx_with(module: Any, params: ArrayTree) -> Any:
     """A copy of a module of Flax NNX with other parameters."""
     nnx: Any = sys.modules["flax.nnx"]
     graph, _, rest = nnx.split(module, nnx.Param, ...)
@@ -93,7 +93,7 @@ def called(
 
 def of_module(
     function: Callable[..., Any], module: Any
-) -> tuple[Callable[..., Any], chex.ArrayTree, Any]:
+) -> tuple[Callable[..., Any], ArrayTree, Any]:
     """A function of a module of NNX as one of (its parameters, its other variables, *inputs); these two."""
     nnx: Any = sys.modules["flax.nnx"]
     graph, params, rest = nnx.split(module, nnx.Param, ...)
@@ -125,7 +125,7 @@ def trace(apply_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Progr
 
 
 def _program(
-    function: Callable[..., Any], params: chex.ArrayTree, rest: Any, args: Any, kwargs: Any
+    function: Callable[..., Any], params: ArrayTree, rest: Any, args: Any, kwargs: Any
 ) -> Program:
     """The program of `function(params, rest, *args, **kwargs)`; what `rest` holds is taken for constant."""
     paths, leaves, _ = trees.flatten(params)

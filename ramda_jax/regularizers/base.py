@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, dataclass_transform
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
@@ -79,10 +78,10 @@ def check_strength(name: str, value: Strength) -> None:
 
 
 # (psi, x, metric, step) -> the prox in a metric of a psi without a closed form: an algorithm, and so given by `solvers`.
-_exact_prox: list[Callable[..., chex.Array]] = []
+_exact_prox: list[Callable[..., jax.Array]] = []
 
 
-def set_exact_prox(prox: Callable[..., chex.Array]) -> None:
+def set_exact_prox(prox: Callable[..., jax.Array]) -> None:
     """Say how `Regularizer.weighted_prox` is computed where there is no closed form."""
     _exact_prox.append(prox)
 
@@ -112,19 +111,19 @@ class Regularizer(abc.ABC):
     is_norm: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         """psi(x), a 0-d array."""
 
     @abc.abstractmethod
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         """argmin_z 1/2 ||z - x||^2 + step psi(z), the shape and dtype of x."""
 
-    def prox_and_value(self, x: chex.Array, step: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+    def prox_and_value(self, x: jax.Array, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """(z, psi(z)) for z = prox(x, step), where the one comes with the other."""
         z = self.prox(x, step)
         return z, self.value(z)
 
-    def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def weighted_prox(self, x: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z), for a positive elementwise metric.
 
         Where there is no closed form this is a subproblem like any other, and the solver that is exact for it is run.
@@ -132,10 +131,10 @@ class Regularizer(abc.ABC):
         return _exact_prox[-1](self, x, metric, step)
 
     @abc.abstractmethod
-    def group_norms(self, x: chex.Array) -> chex.Array:
+    def group_norms(self, x: jax.Array) -> jax.Array:
         """The norm of each group (of each entry, or each singular value, where these are the groups)."""
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         """The strength at which each group dies, of the shape of the groups.
 
         Group g is zero in argmin_z 1/2 <z, metric z> - <b, z> + step psi(z) iff scores_g <= the strength that `scored`
@@ -159,11 +158,11 @@ class Regularizer(abc.ABC):
         """
         return ()
 
-    def zero_groups(self, x: chex.Array) -> chex.Array:
+    def zero_groups(self, x: jax.Array) -> jax.Array:
         """Which groups of x are exactly zero; bool, the shape of `group_norms(x)`."""
         return self.group_norms(x) == 0
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         """x moved to the nearest point that has as much structure as `model`: as many zero groups, as low a rank.
 
         How much is taken from `model`, which of it from x; no value of `model` is, and no strength. The shape and dtype
@@ -221,7 +220,7 @@ def size(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def over_step(size: chex.Array, step: chex.Numeric) -> chex.Array:
+def over_step(size: jax.Array, step: ArrayLike) -> jax.Array:
     """size / step as a strength: 0 where size is 0, whatever the step; as large as it gets where only the step is 0."""
     step = jnp.asarray(step, size.dtype)
     return jnp.where(size > 0, size / jnp.maximum(step, jnp.finfo(size.dtype).tiny), 0.0 * size)

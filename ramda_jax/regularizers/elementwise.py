@@ -3,8 +3,9 @@
 import abc
 from typing import ClassVar
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import base
@@ -16,19 +17,19 @@ class Elementwise(base.Regularizer):
     closed_form: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         """phi(x_i) of every entry."""
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         return jnp.sum(self.entries(x))
 
-    def weighted_prox(self, x: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def weighted_prox(self, x: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         return self.prox(x, step / metric)
 
-    def group_norms(self, x: chex.Array) -> chex.Array:
+    def group_norms(self, x: jax.Array) -> jax.Array:
         return jnp.abs(x)
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         kept = _numerics.largest(jnp.abs(x), jnp.sum(model != 0))
         return jnp.where(kept, x, jnp.zeros_like(x))
 
@@ -62,13 +63,13 @@ class L1(Elementwise):
     def __post_init__(self) -> None:
         base.check_strength("L1.strength", self.strength)
 
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         return self.strength * jnp.abs(x)
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         return _numerics.soft_threshold(x, step * self.strength)
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         return base.over_step(jnp.abs(b), step)  # |b| <= step strength
 
 
@@ -98,13 +99,13 @@ class ElasticNet(Elementwise):
         base.check_strength("ElasticNet.l1", self.l1)
         base.check_strength("ElasticNet.l2", self.l2)
 
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         return self.l1 * jnp.abs(x) + 0.5 * self.l2 * x * x
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         return _numerics.soft_threshold(x, step * self.l1) / (1 + step * self.l2)
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         return base.over_step(jnp.abs(b), step)
 
 
@@ -129,14 +130,14 @@ class L0(Elementwise):
     def __post_init__(self) -> None:
         base.check_strength("L0.strength", self.strength)
 
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         return self.strength * (x != 0).astype(x.dtype)
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         # |x| against a square root, not x^2 against 2 step strength: x^2 would underflow or overflow.
         return jnp.where(jnp.abs(x) <= jnp.sqrt(2 * step * self.strength), 0.0 * x, x)
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         return base.over_step(0.5 * b * (b / metric), step)  # (b / d)^2 <= 2 (step / d) strength
 
 
@@ -155,7 +156,7 @@ class _Power(Elementwise):
     k: ClassVar[int]
     strength: base.StrengthField
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         p, tau_star = 1 - 1 / self.k, self._tau_star
         # |b / d| <= tau* (step strength / d)^(1/(2-p))
         return base.over_step(metric * (jnp.abs(b / metric) / tau_star) ** (2 - p), step)
@@ -166,11 +167,11 @@ class _Power(Elementwise):
         s_star = (2 * (1 - p)) ** (1 / (2 - p))
         return s_star + p * s_star ** (p - 1)
 
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         root = jnp.sqrt(jnp.abs(x)) if self.k == 2 else jnp.square(jnp.cbrt(jnp.abs(x)))
         return self.strength * root
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         k = self.k
         p = 1 - 1 / k
         tau_star = self._tau_star
@@ -254,15 +255,15 @@ class Binarize(Elementwise):
     def __post_init__(self) -> None:
         base.check_strength("Binarize.strength", self.strength)
 
-    def entries(self, x: chex.Array) -> chex.Array:
+    def entries(self, x: jax.Array) -> jax.Array:
         return self.strength * jnp.abs(jnp.abs(x) - 1)
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
         # Where |x| < 1 the shrunk distance may not cross zero: |x| + step strength stops at 1 anyway.
         return sign * (1 + _numerics.soft_threshold(jnp.abs(x) - 1, step * self.strength))
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         # As many entries at -1 or 1 as in `model`: those that are nearest. The others stay.
         distance = jnp.abs(jnp.abs(_numerics.widened(x)) - 1)
         free = _numerics.largest(distance, jnp.sum(jnp.abs(model) != 1))

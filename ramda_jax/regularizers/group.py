@@ -4,8 +4,9 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Self
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax.regularizers import base
@@ -30,10 +31,10 @@ class Numbers(NamedTuple):
       kappa, cap: None: 0 and infinity; psi is convex.
     """
 
-    threshold: chex.Array | None
-    level: chex.Array
-    kappa: chex.Array | None = None
-    cap: chex.Array | None = None
+    threshold: jax.Array | None
+    level: jax.Array
+    kappa: jax.Array | None = None
+    cap: jax.Array | None = None
 
 
 def _set_group_axis(self: Any) -> None:
@@ -111,10 +112,10 @@ class GroupNorm(base.Regularizer):
     # In a diagonal metric.
 
     @abc.abstractmethod
-    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+    def numbers(self, step: ArrayLike, group_size: int) -> Numbers:
         """step psi on a group of this size (entries in all arrays over which it may be spread)."""
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         size = self.group_size(b.shape)
         threshold = self.numbers(step, size).threshold
         b = b if threshold is None else _numerics.soft_threshold(b, threshold)
@@ -122,17 +123,17 @@ class GroupNorm(base.Regularizer):
 
     # Structure.
 
-    def _norms(self, x: chex.Array) -> chex.Array:
+    def _norms(self, x: jax.Array) -> jax.Array:
         """||x_g|| in the keepdims layout."""
         return _numerics.norms(x, self.axes(x.ndim))
 
-    def group_norms(self, x: chex.Array) -> chex.Array:
+    def group_norms(self, x: jax.Array) -> jax.Array:
         return jnp.squeeze(self._norms(x), self.axes(x.ndim))
 
-    def zero_groups(self, x: chex.Array) -> chex.Array:
+    def zero_groups(self, x: jax.Array) -> jax.Array:
         return jnp.all(x == 0, axis=self.axes(x.ndim))
 
-    def _kept_groups(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def _kept_groups(self, x: jax.Array, model: jax.Array) -> jax.Array:
         """Which groups of x are its largest, as many as `model` has that are not zero; in the keepdims layout.
 
         All groups of an array are of one size, so norms are compared as they are.
@@ -141,11 +142,11 @@ class GroupNorm(base.Regularizer):
             self._norms(_numerics.widened(x)), jnp.sum(~self.zero_groups(model))
         )
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         return jnp.where(self._kept_groups(x, model), x, jnp.zeros_like(x))
 
 
-def _shrink_groups(x: chex.Array, norms: chex.Array, level: chex.Numeric) -> chex.Array:
+def _shrink_groups(x: jax.Array, norms: jax.Array, level: ArrayLike) -> jax.Array:
     """(1 - level / ||x_g||)_+ x_g, exactly 0 where ||x_g|| <= level."""
     zero = norms <= level
     factor = 1 - level / jnp.where(zero, 1.0, norms)
@@ -187,13 +188,13 @@ class GroupLasso(GroupNorm):
         base.check_strength("GroupLasso.strength", self.strength)
         _set_group_axis(self)
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         return self.strength * self._weight(x.shape) * jnp.sum(self._norms(x))
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         return _shrink_groups(x, self._norms(x), step * self.strength * self._weight(x.shape))
 
-    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+    def numbers(self, step: ArrayLike, group_size: int) -> Numbers:
         return Numbers(None, step * self.strength * self.weight(group_size))
 
 
@@ -230,18 +231,18 @@ class SparseGroupLasso(GroupNorm):
         base.check_strength("SparseGroupLasso.group", self.group)
         _set_group_axis(self)
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         groups = self.group * self._weight(x.shape) * jnp.sum(self._norms(x))
         return self.l1 * jnp.sum(jnp.abs(x)) + groups
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         x = _numerics.soft_threshold(x, step * self.l1)
         return _shrink_groups(x, self._norms(x), step * self.group * self._weight(x.shape))
 
-    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+    def numbers(self, step: ArrayLike, group_size: int) -> Numbers:
         return Numbers(step * self.l1, step * self.group * self.weight(group_size))
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         """First as many groups as in `model`, then as many entries of these; the largest of each kept group is one."""
         kept = self._kept_groups(x, model)
         sizes = jnp.where(kept, jnp.abs(_numerics.widened(x)), 0.0)
@@ -290,17 +291,17 @@ class GroupMCP(GroupNorm):
         _validation.check_positive("GroupMCP.gamma", self.gamma)
         _set_group_axis(self)
 
-    def _level(self, shape: tuple[int, ...]) -> chex.Numeric:
+    def _level(self, shape: tuple[int, ...]) -> ArrayLike:
         return self.strength * self._weight(shape)
 
-    def _rho(self, r: chex.Array, level: chex.Numeric) -> chex.Array:
+    def _rho(self, r: jax.Array, level: ArrayLike) -> jax.Array:
         inside = jnp.minimum(r, self.gamma * level)
         return inside * (level - inside / (2 * self.gamma))
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         return jnp.sum(self._rho(self._norms(x), self._level(x.shape)))
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         level, norms = self._level(x.shape), self._norms(x)
         flat = norms > self.gamma * level
         # step < gamma: the firm threshold. Otherwise the middle part is concave, and zero or x is best.
@@ -309,11 +310,11 @@ class GroupMCP(GroupNorm):
         hard = jnp.where(zero, jnp.zeros_like(x), x)
         return jnp.where(step < self.gamma, jnp.where(flat, x, firm), hard)
 
-    def numbers(self, step: chex.Numeric, group_size: int) -> Numbers:
+    def numbers(self, step: ArrayLike, group_size: int) -> Numbers:
         level = self.strength * self.weight(group_size)
         return Numbers(None, step * level, kappa=step / self.gamma, cap=self.gamma * level)
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         raise ValueError(
             "GroupMCP has no scores: a group that the threshold would leave at zero may still be best far from it."
         )

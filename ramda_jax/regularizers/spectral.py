@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import base
@@ -25,7 +25,7 @@ _RESOLVED = 1e-3
 _FEW = 0.25
 
 
-def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _shrink(a: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(U max(S - level, 0) V^T, the sum of max(S - level, 0)) of matrices that are not wide, stacked over leading axes.
 
     From the eigenvectors of the Gram matrix: half the work of an SVD, or less. Squaring costs the singular values below
@@ -41,13 +41,13 @@ def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
     level = level / size
     squares, v = jnp.linalg.eigh(scaled.mT @ scaled, symmetrize_input=False)
 
-    def from_gram(w: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def from_gram(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = scaled @ w
         s = jnp.sqrt(jnp.sum(u * u, axis=-2))  # more accurate than the roots of the eigenvalues
         kept = jnp.maximum(s - level, 0.0)
         return (u * jnp.where(kept > 0, kept / s, 0.0 * s)[..., None, :]) @ w.mT, kept
 
-    def from_svd() -> tuple[chex.Array, chex.Array]:
+    def from_svd() -> tuple[jax.Array, jax.Array]:
         u, s, vt = jnp.linalg.svd(scaled, full_matrices=False)
         kept = jnp.maximum(s - level, 0.0)
         return (u * kept[..., None, :]) @ vt, kept
@@ -55,8 +55,8 @@ def _shrink(a: chex.Array, level: chex.Array) -> tuple[chex.Array, chex.Array]:
     few = int(_FEW * squares.shape[-1])
     rest = squares.shape[-1] - few  # of the eigenvalues, which ascend
 
-    def summed(way: Callable[[], tuple[chex.Array, chex.Array]]) -> Callable[[], Any]:
-        def run() -> tuple[chex.Array, chex.Array]:
+    def summed(way: Callable[[], tuple[jax.Array, jax.Array]]) -> Callable[[], Any]:
+        def run() -> tuple[jax.Array, jax.Array]:
             shrunk, kept = way()
             return shrunk, jnp.sum(size * kept)
 
@@ -148,7 +148,7 @@ class NuclearNorm(base.Regularizer):
         text = f"a matrix of ({size(rows)}) x ({size(columns)})"
         return f"{text} per index of ({size(stack)})" if stack else text
 
-    def matrix(self, x: chex.Array) -> chex.Array:
+    def matrix(self, x: jax.Array) -> jax.Array:
         """x as a matrix, or as (stack, rows, columns), in at least float32 (no decomposition exists below)."""
         x = _numerics.whole(x)
         dtype = _numerics.at_least_float32(x.dtype)
@@ -159,7 +159,7 @@ class NuclearNorm(base.Regularizer):
         x = jnp.transpose(x, (*stack, *rows, *columns))
         return x.reshape((number, m, n) if stack else (m, n)).astype(dtype)
 
-    def _like(self, matrix: chex.Array, x: chex.Array) -> chex.Array:
+    def _like(self, matrix: jax.Array, x: jax.Array) -> jax.Array:
         """The inverse of `matrix`."""
         order = [a for axes in self._axes(x.ndim) for a in axes]
         back = matrix.reshape([x.shape[a] for a in order]).astype(x.dtype)
@@ -169,13 +169,13 @@ class NuclearNorm(base.Regularizer):
         number, m, n = (base.size(tuple(shape[a] for a in axes)) for axes in self._axes(len(shape)))
         return number * min(m, n)
 
-    def value(self, x: chex.Array) -> chex.Array:
+    def value(self, x: jax.Array) -> jax.Array:
         return self.strength * jnp.sum(self.group_norms(x))
 
-    def prox(self, x: chex.Array, step: chex.Numeric) -> chex.Array:
+    def prox(self, x: jax.Array, step: ArrayLike) -> jax.Array:
         return self.prox_and_value(x, step)[0]
 
-    def prox_and_value(self, x: chex.Array, step: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+    def prox_and_value(self, x: jax.Array, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
         matrix = self.matrix(x)
         wide = matrix.shape[-2] < matrix.shape[-1]
         level = jnp.asarray(step * self.strength, matrix.dtype)
@@ -183,15 +183,15 @@ class NuclearNorm(base.Regularizer):
         shrunk = self._like(shrunk.mT if wide else shrunk, x)
         return _numerics.cut_like(shrunk, x), (self.strength * total).astype(x.dtype)
 
-    def group_norms(self, x: chex.Array) -> chex.Array:
+    def group_norms(self, x: jax.Array) -> jax.Array:
         """The singular values, (k,) or (stack, k), descending."""
         return jnp.linalg.svd(self.matrix(x), compute_uv=False)
 
-    def scores(self, b: chex.Array, metric: chex.Array, step: chex.Numeric) -> chex.Array:
+    def scores(self, b: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
         """Of every whole matrix, 0-d or (stack,): zero iff the largest singular value of b is at most step strength."""
         return base.over_step(jnp.max(self.group_norms(b), axis=-1, initial=0.0), step)
 
-    def zero_groups(self, x: chex.Array) -> chex.Array:
+    def zero_groups(self, x: jax.Array) -> jax.Array:
         """Singular values that are zero to rounding: at most max(m, n) eps times the largest (4 eps below float32).
 
         A stored matrix of low rank is of low rank only up to rounding of its entries.
@@ -201,11 +201,11 @@ class NuclearNorm(base.Regularizer):
         relative = max(relative, 4 * float(jnp.finfo(x.dtype).eps))
         return s <= relative * jnp.max(s, axis=-1, initial=0.0, keepdims=True)
 
-    def rank(self, x: chex.Array) -> chex.Array:
+    def rank(self, x: jax.Array) -> jax.Array:
         """Number of singular values that are not zero to rounding, of all matrices; 0-d int."""
         return jnp.sum(~self.zero_groups(x))
 
-    def project(self, x: chex.Array, model: chex.Array) -> chex.Array:
+    def project(self, x: jax.Array, model: jax.Array) -> jax.Array:
         """The truncated singular value decomposition of each matrix, at the rank of `model`'s."""
         matrix = self.matrix(x)
         rank = jnp.sum(~self.zero_groups(model), axis=-1, keepdims=True)

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -24,11 +23,13 @@ from ramda_jax.targets import Look, Rule, TargetState, Wanted
 class Together:
     """No placement: arrays are as they are."""
 
-    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def cut(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         """The arrays of the state's layout, one per parameter, from whole ones."""
         return list(arrays)
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
+    def cut_warm(
+        self, blocks: Sequence[Block], warm: Sequence[jax.Array | None]
+    ) -> tuple[Any, ...]:
         """The warm starts of the state's layout from whole ones."""
         return tuple(warm)
 
@@ -47,11 +48,11 @@ class Together:
         """The step."""
         return backends.run(job, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
+    def recall(self, job: Job, inputs: Inputs) -> list[jax.Array]:
         """What of every parameter as the last step found it."""
         return backends.recall(job, inputs)
 
-    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def join(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         """Arrays of the parameters' layout from those of the state's."""
         return list(arrays)
 
@@ -63,11 +64,13 @@ class OnMesh:
     mesh: Mesh
     cuts: tuple[Cut, ...]
 
-    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def cut(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.lay(x, self.mesh, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
+    def cut_warm(
+        self, blocks: Sequence[Block], warm: Sequence[jax.Array | None]
+    ) -> tuple[Any, ...]:
         lay = lambda x, names: placement.lay(x, self.mesh, names)
         return placement.map_warm(lay, blocks, self.cuts, warm)
 
@@ -84,10 +87,10 @@ class OnMesh:
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return _run_on_mesh(job, self, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
+    def recall(self, job: Job, inputs: Inputs) -> list[jax.Array]:
         return backends.recall(job, inputs)
 
-    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def join(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.lay(x, self.mesh, cut.params) for x, cut in pairs]
 
@@ -102,7 +105,7 @@ def _choose(
 ) -> tuple[Inputs, TargetState]:
     problems = step.subproblems(job, inputs, step.accumulate(job, inputs))
 
-    def entries(i: int, mask: chex.Array) -> dict[int, chex.Array]:
+    def entries(i: int, mask: jax.Array) -> dict[int, jax.Array]:
         shape = lambda k: inputs.leaves[k].grad.shape
         return targets.masked_entries(job.blocks[i], mask, lambda: along_of(problems[i]), shape)
 
@@ -119,7 +122,7 @@ def _specs(layout: OnMesh, job: Job, inputs: Inputs) -> Inputs:
     cuts, everywhere = layout.cuts, PartitionSpec()
     leaves = []
     for cut, leaf in zip(cuts, inputs.leaves, strict=True):
-        own = spec(cut.state)
+        own: Any = spec(cut.state)  # in the places of arrays
         leaves.append(Leaf((own,) * len(leaf.arrays), own, own))
     warm = _warm_specs(layout, job.blocks, inputs.warm)
     psis, scalars = jax.tree.map(lambda _: everywhere, (inputs.psis, inputs.scalars))
@@ -134,7 +137,7 @@ def _warm_specs(layout: OnMesh, blocks: Sequence[Block], warm: Sequence[Any]) ->
 def _run_on_mesh(job: Job, layout: OnMesh, inputs: Inputs) -> Outputs:
     mesh, cuts = layout.mesh, layout.cuts
     specs = _specs(layout, job, inputs)
-    numbers = (PartitionSpec(),) * len(job.blocks)
+    numbers: Any = (PartitionSpec(),) * len(job.blocks)
     arrays, updates = tuple(x.arrays for x in specs.leaves), tuple(x.grad for x in specs.leaves)
     mapped = jax.shard_map(
         lambda inputs: parts.run(job, cuts, mesh.axis_names, inputs),
@@ -183,11 +186,13 @@ class Inside:
     names: Names
     cuts: tuple[Cut, ...]
 
-    def cut(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def cut(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.part(x, cut.layout(x.shape)) for x, cut in pairs]
 
-    def cut_warm(self, blocks: Sequence[Block], warm: Sequence[chex.Array]) -> tuple[Any, ...]:
+    def cut_warm(
+        self, blocks: Sequence[Block], warm: Sequence[jax.Array | None]
+    ) -> tuple[Any, ...]:
         return placement.map_warm(placement.part, blocks, self.cuts, warm)
 
     def choose(
@@ -203,10 +208,10 @@ class Inside:
     def run(self, job: Job, inputs: Inputs) -> Outputs:
         return parts.run(job, self.cuts, self.names, inputs)
 
-    def recall(self, job: Job, inputs: Inputs) -> list[chex.Array]:
+    def recall(self, job: Job, inputs: Inputs) -> list[jax.Array]:
         return parts.recall(job, self.cuts, inputs)
 
-    def join(self, arrays: Sequence[chex.Array]) -> list[chex.Array]:
+    def join(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         pairs = zip(arrays, self.cuts, strict=True)
         return [placement.gather(x, cut.state, to="invarying") for x, cut in pairs]
 
@@ -217,7 +222,7 @@ Layout = Together | OnMesh | Inside
 def layout_of(
     where: Placement | None,
     paths: Sequence[str],
-    leaves: Sequence[chex.Array],
+    leaves: Sequence[jax.Array],
     blocks: Sequence[Block],
 ) -> Layout:
     """The layout of a step over these parameters, which are whole."""

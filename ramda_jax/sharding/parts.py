@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -135,7 +134,7 @@ def choose(
                 found[i] = Look(scores, ways[i].separated if local else ())
         return [found[i] for i in places]
 
-    def entries(i: int, mask: chex.Array) -> dict[int, chex.Array]:
+    def entries(i: int, mask: jax.Array) -> dict[int, jax.Array]:
         return _masked_entries(job, i, ways[i], cuts, mask, inputs)
 
     return targets.choose(job, rules, inputs, wanted, old, entries, look)
@@ -143,14 +142,14 @@ def choose(
 
 def _scores_of_spread(
     job: Job, cuts: Sequence[Cut], names: Names, inputs: Inputs
-) -> list[chex.Array]:
+) -> list[jax.Array]:
     problems = step.subproblems(job, inputs, step.accumulate(job, inputs))
     return solvers.scores([_spread(p, cuts, names) for p in problems], solvers.together)
 
 
 def _masked_entries(
-    job: Job, i: int, way: _Way, cuts: Sequence[Cut], mask: chex.Array, inputs: Inputs
-) -> dict[int, chex.Array]:
+    job: Job, i: int, way: _Way, cuts: Sequence[Cut], mask: jax.Array, inputs: Inputs
+) -> dict[int, jax.Array]:
     """`targets.masked_entries` of this device's parts."""
     block = job.blocks[i]
     if way.name == "whole":
@@ -174,7 +173,7 @@ def _along_whole(block: Block) -> list[Along]:
     return [Along(block.axes(k), number) for k in range(len(block.members))]
 
 
-def recall(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> list[chex.Array]:
+def recall(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> list[jax.Array]:
     """`backends.recall` of this device's parts."""
     ways = [_way(*pair, cuts) for pair in zip(job.solvers, job.blocks, strict=True)]
 
@@ -184,7 +183,7 @@ def recall(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> list[chex.Array]:
         names = [ways[i].name in ("alone", "spread") for i in blocks]
         return all(a or b for a, b in zip(kept, names, strict=True))
 
-    found: dict[int, chex.Array] = {}
+    found: dict[int, jax.Array] = {}
     for local, some in step.divide(job, len(inputs.leaves), kind).items():
         own, where = some.of(inputs), [cuts[k] for k in some.leaves]
         if local:
@@ -217,7 +216,7 @@ def _gathered(job: Job, cuts: Sequence[Cut], inputs: Inputs) -> Inputs:
     return inputs._replace(leaves=leaves, warm=map_warm(whole, job.blocks, cuts, inputs.warm))
 
 
-def _parts(xs: Sequence[chex.Array], cuts: Sequence[Cut]) -> list[chex.Array]:
+def _parts(xs: Sequence[jax.Array], cuts: Sequence[Cut]) -> list[jax.Array]:
     """This device's parts of arrays like the parameters."""
     return [part(x, cut.state) for x, cut in zip(xs, cuts, strict=True)]
 
@@ -290,7 +289,7 @@ def _by_owner(solver: Solver, cut: Cut, owner: int, problem: Subproblem, warm: A
     stacked_layout = ((), *cut.state)
     mine = jax.lax.axis_index(cut.names) == owner
 
-    def solve(stacked: chex.Array) -> tuple[chex.Array, ...]:
+    def solve(stacked: jax.Array) -> tuple[jax.Array, ...]:
         d = smooth.d if scalar else stacked[2]
         old = _like(warm, stacked[len(own) :])
         part = Part((stacked[0], d), stacked[1])
@@ -299,7 +298,7 @@ def _by_owner(solver: Solver, cut: Cut, owner: int, problem: Subproblem, warm: A
         new = jnp.concatenate([solution.x[0][None], _rows(solution.warm, stacked[0].shape)])
         return vary((new, solution.iterations, solution.residual))
 
-    def wait(stacked: chex.Array) -> tuple[chex.Array, ...]:
+    def wait(stacked: jax.Array) -> tuple[jax.Array, ...]:
         return vary(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract))
 
     # The two branches are of one type: both vary over the devices.
@@ -315,14 +314,14 @@ def _by_owner(solver: Solver, cut: Cut, owner: int, problem: Subproblem, warm: A
 
 
 def _as_they_are(
-    arrays: tuple[chex.Array, ...], start: chex.Array, scalars: tuple[chex.Array, ...]
-) -> tuple[chex.Array, ...]:
+    arrays: tuple[jax.Array, ...], start: jax.Array, scalars: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """The `pieces` of a problem whose arrays are b and D: it differs from the original by a constant."""
     b, d = arrays
     return -b, jnp.zeros_like(b), d
 
 
-def _rows(warm: Any, shape: tuple[int, ...]) -> chex.Array:
+def _rows(warm: Any, shape: tuple[int, ...]) -> jax.Array:
     """The arrays of this shape in a warm start, stacked; none where it is something else."""
     if warm is not None and warm.shape == shape:
         return warm[None]
@@ -331,7 +330,7 @@ def _rows(warm: Any, shape: tuple[int, ...]) -> chex.Array:
     return jnp.zeros((0, *shape))
 
 
-def _like(warm: Any, rows: chex.Array) -> Any:
+def _like(warm: Any, rows: jax.Array) -> Any:
     """The inverse of `_rows`, for a warm start of this form."""
     if rows.shape[0] == 0:
         return warm

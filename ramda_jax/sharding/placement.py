@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -345,7 +344,7 @@ def part(x: Any, layout: Sequence[Names]) -> Any:
     return x
 
 
-def gather(x: chex.Array, layout: Sequence[Names], to: str = "varying") -> chex.Array:
+def gather(x: jax.Array, layout: Sequence[Names], to: str = "varying") -> jax.Array:
     """The whole of which x is this device's part; inside `shard_map` or `pmap`.
 
     Args:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,10 +13,11 @@ from ramda_jax.sharding import placement
 from ramda_jax.sharding.placement import Cut, Placement
 from ramda_jax.state import ProximalState, SolverState, is_state
 from ramda_jax.subproblem import Block
+from ramda_jax.trees import ArrayTree
 
 
 def state_sharding(
-    tx: optax.GradientTransformation, params: chex.ArrayTree, mesh: Mesh | None = None
+    tx: optax.GradientTransformation, params: ArrayTree, mesh: Mesh | None = None
 ) -> Any:
     """Where every array of the state of `tx` lies on a mesh.
 
@@ -62,7 +62,7 @@ def state_sharding(
 
 
 def _own_layouts(
-    states: list[ProximalState], params: chex.ArrayTree
+    states: list[ProximalState], params: ArrayTree
 ) -> dict[str, tuple[placement.Names, ...]]:
     """How the parameters lie by themselves, by path."""
     paths, leaves, _ = trees.flatten(params)
@@ -83,7 +83,7 @@ def _as_a_parameter(
     return found if len(found) == len(x.shape) else ()
 
 
-def _mesh_of(states: list[ProximalState], params: chex.ArrayTree) -> Mesh:
+def _mesh_of(states: list[ProximalState], params: ArrayTree) -> Mesh:
     meshes: list[Any] = [
         p.mesh for s in states if (p := _placement(s)) is not None and p.mesh is not None
     ]
@@ -110,7 +110,7 @@ def _shardings(
     cuts = _cuts(state, mesh, own)
     named = lambda cut, x: NamedSharding(mesh, placement.spec(cut.layout(x.shape)))
 
-    def of_tree(tree: chex.ArrayTree) -> Any:
+    def of_tree(tree: ArrayTree) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
         return jax.tree.unflatten(treedef, [named(c, x) for c, x in zip(cuts, leaves, strict=True)])
 

@@ -1,7 +1,8 @@
 """Solvers of the common subproblem."""
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import GroupNorm, Regularizer
@@ -63,9 +64,7 @@ def choose(solver: Solver | None, psi: Regularizer, path: str, *, scalar_metric:
     return DouglasRachford() if psi.convex else AcceleratedProximalGradient()
 
 
-def weighted_prox(
-    psi: Regularizer, x: chex.Array, metric: chex.Array, step: chex.Numeric
-) -> chex.Array:
+def weighted_prox(psi: Regularizer, x: jax.Array, metric: jax.Array, step: ArrayLike) -> jax.Array:
     """argmin_z 1/2 <z - x, metric (z - x)> + step psi(z) by the exact solver for psi; see `Regularizer.weighted_prox`."""
     wide = x.astype(_numerics.at_least_float32(x.dtype))
     d = jnp.asarray(metric, wide.dtype) * jnp.ones_like(wide)
@@ -81,8 +80,8 @@ def weighted_prox(
 
 
 def _around_start(
-    arrays: tuple[chex.Array, ...], start: chex.Array, scalars: tuple[chex.Array, ...]
-) -> tuple[chex.Array, ...]:
+    arrays: tuple[jax.Array, ...], start: jax.Array, scalars: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """The `pieces` of a prox in the metric `arrays`: v = 0, x0 = the point."""
     return jnp.zeros_like(start), start, *arrays
 

@@ -4,9 +4,9 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ramda_jax.regularizers import Regularizer
 from ramda_jax.solvers import secular
@@ -47,7 +47,7 @@ class Solver(abc.ABC):
     def supports(self, psi: Regularizer) -> bool:
         """Whether this solver can minimise with this regularizer."""
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> Warm:
+    def init(self, block: Block, start: jax.Array, dtype: DTypeLike) -> Warm:
         """The warm start before the first step, an array whose shape and dtype never change; None: nothing is kept.
 
         `start`: the block as one array, which says how a kept one lies on devices.
@@ -61,7 +61,7 @@ class Solver(abc.ABC):
         """Solve all, each started from its warm start."""
 
     @abc.abstractmethod
-    def recall(self, problem: Subproblem, warm: Warm) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: Warm) -> tuple[jax.Array, ...]:
         """x of the solution that left this warm start behind: nothing is solved again.
 
         It has the derivative of the minimiser with respect to the problem, unless `check_derivative` refuses.
@@ -83,9 +83,7 @@ class WholeSolver(Solver):
     """
 
     @abc.abstractmethod
-    def solve_one(
-        self, problem: Whole, warm: Warm
-    ) -> tuple[chex.Array, Warm, chex.Array, chex.Array]:
+    def solve_one(self, problem: Whole, warm: Warm) -> tuple[jax.Array, Warm, jax.Array, jax.Array]:
         """(x, warm, iterations, residual) of one problem, started from its warm start."""
 
     def shares(self, psi: Regularizer) -> bool:
@@ -102,7 +100,7 @@ class WholeSolver(Solver):
             leaves, structure = jax.tree.flatten(pair)
             kind = (structure, *map(jax.typeof, leaves))
             alike.setdefault(kind if self.shares(wholes[i].psi) else i, []).append(i)
-        found: dict[int, tuple[chex.Array, Any, chex.Array, chex.Array]] = {}
+        found: dict[int, tuple[jax.Array, Any, jax.Array, jax.Array]] = {}
         for places in alike.values():
             if len(places) == 1:
                 found[places[0]] = self.solve_one(wholes[places[0]], warm[places[0]])

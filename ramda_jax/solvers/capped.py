@@ -14,7 +14,6 @@ more instead. Below the cap (D - kappa) r + level >= D r: no denominator vanishe
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +23,7 @@ from ramda_jax.solvers.secular import Apart, Arrays, GroupProblem, Roots, Start
 
 def solve(
     problems: Sequence[GroupProblem],
-    warm: Sequence[chex.Array | None],
+    warm: Sequence[jax.Array | None],
     tolerance: float | None,
     max_iterations: int,
     pack: type[Apart] = Apart,
@@ -46,7 +45,7 @@ def solve(
         rs.append(jnp.where(beyond, cap, s.r))
         errors.append(jnp.where(s.done | beyond, jnp.zeros_like(s.r), jnp.full_like(s.r, jnp.inf)))
 
-    def unfinished(carry: Any) -> chex.Array:
+    def unfinished(carry: Any) -> jax.Array:
         count, _, errors = carry
         return (count < max_iterations) & secular.any_above(errors, limit)
 
@@ -62,7 +61,7 @@ def solve(
     return [_finish(*four, count) for four in zip(problems, begins, rs, errors, strict=True)]
 
 
-def _curve(problem: GroupProblem) -> tuple[chex.Array, chex.Array]:
+def _curve(problem: GroupProblem) -> tuple[jax.Array, jax.Array]:
     """(kappa, cap)."""
     if problem.kappa is None or problem.cap is None:
         raise TypeError("this problem has no cap: it is for `secular`")
@@ -72,12 +71,12 @@ def _curve(problem: GroupProblem) -> tuple[chex.Array, chex.Array]:
 def _newton(
     problem: GroupProblem,
     begin: Start,
-    r: chex.Array,
-    error: chex.Array,
+    r: jax.Array,
+    error: jax.Array,
     tolerance: float,
-    phi2: chex.Array,
-    slope_sum: chex.Array,
-) -> tuple[chex.Array, chex.Array]:
+    phi2: jax.Array,
+    slope_sum: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """One update of every group: (new r, 0 where there is no root below the cap, |1 - phi| where that is small)."""
     _, cap = _curve(problem)
     phi = jnp.sqrt(phi2)
@@ -94,7 +93,7 @@ def _newton(
 
 
 def _finish(
-    problem: GroupProblem, begin: Start, r: chex.Array, error: chex.Array, count: chex.Array
+    problem: GroupProblem, begin: Start, r: jax.Array, error: jax.Array, count: jax.Array
 ) -> Roots:
     _, cap = _curve(problem)
     eps, tiny = float(jnp.finfo(r.dtype).eps), secular.tiny_of(r.dtype)
@@ -108,12 +107,12 @@ def _finish(
 
 
 def _flat_is_better(
-    problem: GroupProblem, zero: chex.Array, at_cap: chex.Array, r: chex.Array
-) -> chex.Array:
+    problem: GroupProblem, zero: jax.Array, at_cap: jax.Array, r: jax.Array
+) -> jax.Array:
     """Which groups have a lower objective at b / D than at their smallest root (or zero)."""
     level, (kappa, cap) = problem.level, _curve(problem)
 
-    def compared(p: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) -> Arrays:
+    def compared(p: GroupProblem, b: jax.Array, d: jax.Array, r: jax.Array) -> Arrays:
         free = b / d
         mu = level / jnp.where(r > 0, r, 1.0) - kappa
         mu = jnp.where(r >= cap, 0.0, mu)

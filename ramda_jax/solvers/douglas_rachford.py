@@ -2,8 +2,9 @@
 
 import dataclasses
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ramda_jax import _validation
 from ramda_jax.regularizers import Regularizer
@@ -60,13 +61,13 @@ class DouglasRachford(base.WholeSolver):
     def supports(self, psi: Regularizer) -> bool:
         return psi.convex
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
+    def init(self, block: Block, start: jax.Array, dtype: DTypeLike) -> base.Warm:
         """(What, its dual over the level), stacked; zeros: nothing known."""
         return jnp.stack([jnp.zeros_like(start, dtype=dtype)] * 2)
 
     def solve_one(
         self, problem: Whole, warm: base.Warm
-    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+    ) -> tuple[jax.Array, base.Warm, jax.Array, jax.Array]:
         assert warm is not None  # as `init` gives it
         problem, unit = problem.in_units()
         smooth, psi = problem.smooth, problem.psi
@@ -83,13 +84,13 @@ class DouglasRachford(base.WholeSolver):
         new = jnp.where(found.iterations > 0, jnp.stack([found.x, dual]), warm)
         return found.x, new, found.iterations, unit * found.residual
 
-    def _settings(self, dtype: chex.ArrayDType) -> splitting.Settings:
+    def _settings(self, dtype: DTypeLike) -> splitting.Settings:
         double = dtype == jnp.float64
         most = self.max_iterations or (5000 if double else 20)
         if self.tolerance is None and not double:
             return splitting.Settings(most, _TOLERANCE, _SHARE)
         return splitting.Settings(most, self.tolerance or 1e-13)
 
-    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[jax.Array, ...]:
         assert warm is not None
         return problem.split(warm[0])

@@ -13,9 +13,9 @@ Q is rejected; a plain one can increase it by rounding only, and is the last.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics
 from ramda_jax.subproblem import Whole
@@ -32,28 +32,28 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    x: chex.Array
-    residual: chex.Array  # ||s||
-    iterations: chex.Array
+    x: jax.Array
+    residual: jax.Array  # ||s||
+    iterations: jax.Array
 
 
 class _Carry(NamedTuple):
-    count: chex.Array
-    z: chex.Array
-    y: chex.Array
-    speed: chex.Array  # Nesterov's t_k
-    penalty: chex.Array  # weight psi(z)
-    objective: chex.Array
-    residual: chex.Array
-    done: chex.Array
+    iterations: jax.Array
+    z: jax.Array
+    y: jax.Array
+    speed: jax.Array  # Nesterov's t_k
+    penalty: jax.Array  # weight psi(z)
+    objective: jax.Array
+    residual: jax.Array
+    done: jax.Array
 
 
 def minimise(
     problem: Whole,
-    start: chex.Array,
-    active: chex.Array,
+    start: jax.Array,
+    active: jax.Array,
     settings: Settings,
-    one: chex.Numeric = 1.0,
+    one: ArrayLike = 1.0,
 ) -> Result:
     """Run the iteration from `start`; entries where `active` is False are known to be 0 at the optimum.
 
@@ -67,8 +67,8 @@ def minimise(
     curvature = jnp.where(largest > 0, largest, 1.0) * (1.0 if psi.convex else 2.0)
     scale = _numerics.norm(smooth.at_zero())
 
-    def unfinished(c: _Carry) -> chex.Array:
-        return (c.count < settings.max_iterations) & ~c.done
+    def unfinished(c: _Carry) -> jax.Array:
+        return (c.iterations < settings.max_iterations) & ~c.done
 
     def iterate(c: _Carry) -> _Carry:
         forward = c.y - smooth.gradient(c.y) / curvature
@@ -79,7 +79,7 @@ def minimise(
         residual = _numerics.norm(s)
         penalty = weight * value
         decrease = smooth.decrease(c.z, new) + (c.penalty - penalty)
-        count = c.count + 1
+        count = c.iterations + 1
         # More than rounding of psi. A plain step cannot increase Q but by rounding: then it is the last.
         worse = decrease < -4 * jnp.finfo(start.dtype).eps * c.penalty
         rejected = worse & (c.speed > 1.0)
@@ -105,10 +105,10 @@ def minimise(
     count = jnp.zeros([], jnp.int32)
     first = _Carry(count, start, start, first_speed, penalty, objective, jnp.inf * first_speed, no)
     last = jax.lax.while_loop(unfinished, iterate, first)
-    return Result(last.z, last.residual, last.count)
+    return Result(last.z, last.residual, last.iterations)
 
 
-def _extrapolate(c: _Carry, new: chex.Array, rejected: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _extrapolate(c: _Carry, new: jax.Array, rejected: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Nesterov's momentum, restarted when it points uphill (O'Donoghue & Candes, 2015) or Q went up."""
     uphill = jnp.sum((c.y - new) * (new - c.z)) > 0
     next_speed = 0.5 * (1 + jnp.sqrt(1 + 4 * c.speed * c.speed))

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ramda_jax import _numerics, _validation
 from ramda_jax.regularizers import GroupNorm, Regularizer
@@ -55,7 +56,7 @@ class Newton(base.Solver):
     def supports(self, psi: Regularizer) -> bool:
         return isinstance(psi, GroupNorm) or psi.closed_form
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
+    def init(self, block: Block, start: jax.Array, dtype: DTypeLike) -> base.Warm:
         if not isinstance(block.psi, GroupNorm):
             return None
         if len(block.members) > 1:
@@ -88,7 +89,7 @@ class Newton(base.Solver):
                     solutions[i] = _solution(stated[i], roots)
         return [solutions[i] for i in range(len(problems))]
 
-    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[jax.Array, ...]:
         if not isinstance(problem.psi, GroupNorm):
             return ClosedForm().recall(problem, warm)
         groups = group_problem(problem)
@@ -139,11 +140,11 @@ def along_of(problem: Subproblem) -> Sequence[Along]:
 
 
 def _pieces(
-    pieces: Pieces, scalars: tuple[chex.Array, ...], threshold: chex.Array | None
-) -> Callable[[Part], tuple[chex.Array, chex.Array]]:
+    pieces: Pieces, scalars: tuple[jax.Array, ...], threshold: jax.Array | None
+) -> Callable[[Part], tuple[jax.Array, jax.Array]]:
     """(b, D) of a member; b is thresholded where psi has entrywise terms."""
 
-    def b_and_d(part: Part) -> tuple[chex.Array, chex.Array]:
+    def b_and_d(part: Part) -> tuple[jax.Array, jax.Array]:
         smooth = Quadratic(*pieces(part.arrays, part.start, scalars))
         b = smooth.at_zero()
         return (b if threshold is None else _numerics.soft_threshold(b, threshold)), smooth.d

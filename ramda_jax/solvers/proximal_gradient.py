@@ -2,8 +2,9 @@
 
 import dataclasses
 
-import chex
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ramda_jax import _validation
 from ramda_jax.regularizers import GroupNorm, Regularizer
@@ -22,7 +23,7 @@ def _check(self: "ProximalGradient | AcceleratedProximalGradient") -> None:
         _validation.check_positive(f"{name}.tolerance", self.tolerance)
 
 
-def _active(problem: Whole) -> chex.Array:
+def _active(problem: Whole) -> jax.Array:
     """False in the groups which their scores prove to be zero at the optimum; the shape of the block as one array."""
     psi, smooth = problem.psi, problem.smooth
     everywhere = jnp.ones_like(problem.start, bool)
@@ -35,9 +36,7 @@ def _active(problem: Whole) -> chex.Array:
     return alive & everywhere
 
 
-def _best(
-    smooth: Quadratic, psi: Regularizer, weight: chex.Array, *points: chex.Array
-) -> chex.Array:
+def _best(smooth: Quadratic, psi: Regularizer, weight: jax.Array, *points: jax.Array) -> jax.Array:
     """The point with the smallest Q."""
     best, best_value = points[0], psi.value(points[0])
     for point in points[1:]:
@@ -53,10 +52,11 @@ class _KeepsSolution(base.WholeSolver):
     def supports(self, psi: Regularizer) -> bool:
         return True
 
-    def init(self, block: Block, start: chex.Array, dtype: chex.ArrayDType) -> base.Warm:
+    def init(self, block: Block, start: jax.Array, dtype: DTypeLike) -> base.Warm:
         return jnp.zeros_like(start, dtype=dtype)
 
-    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[jax.Array, ...]:
+        assert warm is not None  # of `init`
         return problem.split(warm)
 
 
@@ -96,7 +96,7 @@ class ProximalGradient(_KeepsSolution):
 
     def solve_one(
         self, problem: Whole, warm: base.Warm
-    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+    ) -> tuple[jax.Array, base.Warm, jax.Array, jax.Array]:
         problem, unit = problem.in_units()
         settings = first_order.Settings(
             self.max_iterations, self.min_iterations, self.rtol, self.tolerance, accelerated=False
@@ -142,7 +142,7 @@ class AcceleratedProximalGradient(_KeepsSolution):
 
     def solve_one(
         self, problem: Whole, warm: base.Warm
-    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+    ) -> tuple[jax.Array, base.Warm, jax.Array, jax.Array]:
         assert warm is not None  # as `init` gives it
         problem, unit = problem.in_units()
         smooth = problem.smooth

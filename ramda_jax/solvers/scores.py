@@ -6,7 +6,7 @@ Group g is zero iff ||b||_g <= w lambda sqrt|g| with b = D x0 - v, so it dies at
 from collections.abc import Sequence
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from ramda_jax.regularizers import GroupNorm
@@ -16,12 +16,12 @@ from ramda_jax.solvers.secular import Apart, Arrays, GroupProblem, Roots
 from ramda_jax.subproblem import Subproblem
 
 
-def scores(problems: Sequence[Subproblem], arrange: base.Arrangement) -> list[chex.Array]:
+def scores(problems: Sequence[Subproblem], arrange: base.Arrangement) -> list[jax.Array]:
     """Of every problem a number per group, in the layout of `Newton.init`; of entrywise regularizers one per entry.
 
     Exactly the groups whose score is at most the strength die (`Regularizer.scores`, for blocks however they lie).
     """
-    found: dict[int, chex.Array] = {}
+    found: dict[int, jax.Array] = {}
     grouped = []
     for i, problem in enumerate(problems):
         if isinstance(problem.psi, GroupNorm):
@@ -64,5 +64,5 @@ def _lengths(
     return [Roots(r, jnp.zeros_like(r), none) for r in groups.split(rs)]
 
 
-def _squares(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any) -> Arrays:
+def _squares(problem: GroupProblem, b: jax.Array, d: jax.Array, r: Any) -> Arrays:
     return secular.free_terms(problem, b, d, r)[:1]

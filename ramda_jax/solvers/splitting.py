@@ -15,9 +15,9 @@ ends with it where it is good enough. Derivation, choice of sigma and certificat
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ramda_jax import _numerics
 from ramda_jax.regularizers import Regularizer
@@ -41,43 +41,43 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    x: chex.Array
-    dual: chex.Array  # y in weight dpsi(x); zero where none is known
-    residual: chex.Array  # ||s||, s in dQ(x)
-    iterations: chex.Array
+    x: jax.Array
+    dual: jax.Array  # y in weight dpsi(x); zero where none is known
+    residual: jax.Array  # ||s||, s in dQ(x)
+    iterations: jax.Array
 
 
 class _Point(NamedTuple):
     """A pair (z, y), as one prox gives it."""
 
-    z: chex.Array
-    penalty: chex.Array  # weight psi(z)
-    change: chex.Array  # -s / (D + sigma)
-    target: chex.Array  # m + change
-    merit: chex.Array  # ||change||
-    residual: chex.Array  # ||s||
-    enough: chex.Array  # whether condition (7) is certified
+    z: jax.Array
+    penalty: jax.Array  # weight psi(z)
+    change: jax.Array  # -s / (D + sigma)
+    target: jax.Array  # m + change
+    merit: jax.Array  # ||change||
+    residual: jax.Array  # ||s||
+    enough: jax.Array  # whether condition (7) is certified
 
 
 class _History(NamedTuple):
     """Differences of successive accepted points, the newest over the oldest; rows with no norm are empty."""
 
-    changes: chex.Array
-    targets: chex.Array
-    gram: chex.Array  # <change_i, change_j>
-    slot: chex.Array
+    changes: jax.Array
+    targets: jax.Array
+    gram: jax.Array  # <change_i, change_j>
+    slot: jax.Array
 
 
 class _Carry(NamedTuple):
-    count: chex.Array
-    m: chex.Array
+    iterations: jax.Array
+    m: jax.Array
     point: _Point
     history: _History
-    done: chex.Array
+    done: jax.Array
 
 
 def minimise(
-    problem: Whole, start: chex.Array, dual: chex.Array, known: chex.Array, settings: Settings
+    problem: Whole, start: jax.Array, dual: jax.Array, known: jax.Array, settings: Settings
 ) -> Result:
     """Run the iteration from (start, dual); at the end Q is not above that of `problem.start`.
 
@@ -94,7 +94,7 @@ def minimise(
     inverse = 1.0 / (smooth.d + sigma)
     rounding = 8 * float(jnp.finfo(start.dtype).eps)
 
-    def judge(m: chex.Array, z: chex.Array, y: chex.Array, penalty: chex.Array) -> _Point:
+    def judge(m: jax.Array, z: jax.Array, y: jax.Array, penalty: jax.Array) -> _Point:
         s = smooth.d * z - b + y
         change = -inverse * s
         # Both halves of condition (7): Q(w) >= Q(z) + <s, w - z> + 1/2 <w - z, D (w - z)> for every w.
@@ -107,12 +107,12 @@ def minimise(
         merit = _numerics.norm(change)
         return _Point(z, penalty, change, m + change, merit, residual, enough)
 
-    def evaluate(m: chex.Array) -> _Point:
+    def evaluate(m: jax.Array) -> _Point:
         z, value = psi.prox_and_value(m, weight / sigma)
         return judge(m, z, sigma * (m - z), weight * value)
 
-    def unfinished(c: _Carry) -> chex.Array:
-        return (c.count < settings.max_iterations) & ~c.done
+    def unfinished(c: _Carry) -> jax.Array:
+        return (c.iterations < settings.max_iterations) & ~c.done
 
     def iterate(c: _Carry) -> _Carry:
         new = evaluate(c.m)
@@ -120,7 +120,7 @@ def minimise(
         history = _remember(c.history, c.point, new, rejected)
         point = jax.tree.map(lambda old, x: jnp.where(rejected, old, x), c.point, new)
         m = jnp.where(rejected, point.target, point.target - _extrapolate(history, point))
-        return _Carry(c.count + 1, m, point, history, new.enough | jnp.isnan(new.residual))
+        return _Carry(c.iterations + 1, m, point, history, new.enough | jnp.isnan(new.residual))
 
     # Its target is the minimiser in x, which costs no prox.
     first = _known_only(judge(start + dual / sigma, start, dual, jnp.sum(dual * start)), known)
@@ -128,8 +128,8 @@ def minimise(
     carry = _Carry(jnp.zeros([], jnp.int32), first.target, first, empty, first.enough)
     last = jax.lax.while_loop(unfinished, iterate, carry)
     z, s = last.point.z, -(smooth.d + sigma) * last.point.change
-    y = jnp.where(last.count > 0, s - (smooth.d * z - b), dual)
-    found = Result(z, y, last.point.residual, last.count)
+    y = jnp.where(last.iterations > 0, s - (smooth.d * z - b), dual)
+    found = Result(z, y, last.point.residual, last.iterations)
     return jax.lax.cond(
         last.done,
         lambda: found,
@@ -137,7 +137,7 @@ def minimise(
     )
 
 
-def _known_only(point: _Point, known: chex.Array) -> _Point:
+def _known_only(point: _Point, known: jax.Array) -> _Point:
     """The point, or what anything is better than, of which only the target counts."""
     infinite = lambda x: jnp.where(known, x, jnp.inf)
     return point._replace(
@@ -151,10 +151,10 @@ def _known_only(point: _Point, known: chex.Array) -> _Point:
 def _metric(
     smooth: Quadratic,
     psi: Regularizer,
-    weight: chex.Numeric,
-    start: chex.Array,
-    dual: chex.Array,
-) -> chex.Array:
+    weight: ArrayLike,
+    start: jax.Array,
+    dual: jax.Array,
+) -> jax.Array:
     """sigma: the curvature at which penalty and quadratic of the start balance, between min D and max D."""
     # psi is positively homogeneous or nearly so: then <y, z> = weight psi(z), which saves computing it.
     estimate = jnp.sum(dual * start)
@@ -172,19 +172,19 @@ def _metric(
     return jnp.clip(sigma, jnp.minimum(least, largest), largest)
 
 
-def _empty(like: chex.Array, no: chex.Array) -> _History:
+def _empty(like: jax.Array, no: jax.Array) -> _History:
     """`no`: False, of the type of what the loop carries (it may vary over devices)."""
     rows = jnp.stack([jnp.where(no, like, 0.0)] * _MEMORY)
     gram = jnp.where(no, jnp.ones((_MEMORY, _MEMORY), like.dtype), 0.0)
     return _History(rows, rows, gram, jnp.zeros([], jnp.int32))
 
 
-def _dots(rows: chex.Array, x: chex.Array) -> chex.Array:
+def _dots(rows: jax.Array, x: jax.Array) -> jax.Array:
     """<row, x> of every row; no reshape, which an explicit mesh refuses for cut arrays."""
     return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
 
 
-def _remember(history: _History, old: _Point, new: _Point, rejected: chex.Array) -> _History:
+def _remember(history: _History, old: _Point, new: _Point, rejected: jax.Array) -> _History:
     """The history with one more difference, or empty if `new` was rejected or is the first."""
     forget = rejected | jnp.isinf(old.merit)
     change = jnp.where(forget, 0.0, new.change - old.change)
@@ -199,7 +199,7 @@ def _remember(history: _History, old: _Point, new: _Point, rejected: chex.Array)
     return _History(changes, targets, gram, (history.slot + 1) % _MEMORY)
 
 
-def _extrapolate(history: _History, point: _Point) -> chex.Array:
+def _extrapolate(history: _History, point: _Point) -> jax.Array:
     """Anderson: the combination of past differences that cancels most of the change, applied to the targets."""
     norms = jnp.sqrt(jnp.diagonal(history.gram))
     unit = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
@@ -214,7 +214,7 @@ def _extrapolate(history: _History, point: _Point) -> chex.Array:
     return jax.tree.reduce(jnp.add, terms)
 
 
-def _decide(problem: Whole, found: Result, penalty: chex.Array) -> Result:
+def _decide(problem: Whole, found: Result, penalty: jax.Array) -> Result:
     """The better of `found` and what the paper's solver makes of W^{t-1}."""
     smooth, weight, psi, previous = problem
     everywhere = jnp.ones_like(previous, bool)

@@ -818,7 +818,7 @@ class Results(NamedTuple):
     more: Any
 
 
-def test_an_exported_model_runs_elsewhere(tmp_path):
+def test_an_exported_model_runs_elsewhere(tmp_path, monkeypatch):
     def apply(p, x):
         h = x @ p["a"]  # of which both take something else
         return jnp.tanh(h) @ p["b"] + h @ p["c"]
@@ -835,6 +835,11 @@ def test_an_exported_model_runs_elsewhere(tmp_path):
         loaded(random(7, 4))
     with pytest.raises(ValueError, match="takes 1 arrays, got 2"):
         loaded(random(2, 4), random(2, 4))
+    with monkeypatch.context() as without:  # flatbuffers
+        without.setitem(sys.modules, "jax._src.export.serialization", None)
+        with pytest.raises(ImportError):
+            small.export(tmp_path / "model")
+    rj.load_compact(tmp_path / "model")  # what was there is there still
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     rj.compact(apply, half, random(2, 4)).export(tmp_path / "half", platforms=["cpu"])
     assert {x.dtype for x in rj.load_compact(tmp_path / "half").params.values()} == {
