@@ -3,6 +3,7 @@
 gradients -> accumulate -> strengths -> solve -> move -> updates
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -82,19 +83,26 @@ def proximal_transformation(
         plan, given, targets, layout = plan_of(params)
         params, grads = _cut(layout, params), _cut(layout, grads)
         check_fits(state, method, plan, params)
-        before, (state, scalars) = state, _begin(method, state, params)
-        if not jax.tree.leaves(params):
-            return updates, state
-        job, inputs = _inputs(method, plan, state, grads, params, scalars, given, before.count)
-        remembered = before.solver.targets
-        if targets.rules:
-            wanted = targets.at_step(before.count)
-            inputs, remembered = layout.choose(job, targets.rules, inputs, wanted, remembered)
+        with _constants_move():
+            before, (state, scalars) = state, _begin(method, state, params)
+            if not jax.tree.leaves(params):
+                return updates, state
+            job, inputs = _inputs(method, plan, state, grads, params, scalars, given, before.count)
+            remembered = before.solver.targets
+            if targets.rules:
+                wanted = targets.at_step(before.count)
+                inputs, remembered = layout.choose(job, targets.rules, inputs, wanted, remembered)
         outputs = layout.run(job, inputs)
         moves = jax.tree.unflatten(jax.tree.structure(updates), layout.join(outputs.updates))
-        return moves, after_step(state, plan, inputs, outputs, remembered)
+        with _constants_move():
+            return moves, after_step(state, plan, inputs, outputs, remembered)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _constants_move() -> AbstractContextManager[None]:
+    """Outside `jit` the numbers of schedules and counts move to the device one by one, guarded (`jax.transfer_guard`) or not."""
+    return jax.transfer_guard_host_to_device("allow")
 
 
 def _check_kinds(regularizer: Any, solver: Any, placement: Any) -> None:

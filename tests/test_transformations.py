@@ -645,3 +645,17 @@ def test_a_compiled_update_moves_nothing_between_host_and_device():
     with jax.transfer_guard("disallow"):
         updates, _ = step(params, state, params)
     assert jnp.all(jnp.isfinite(updates["kernel"]))
+
+
+@every_method
+def test_outside_jit_a_guard_lets_an_update_pass_and_a_gradient_on_the_host_not(
+    method: Method,
+) -> None:
+    tx, params = layer_method(method), layer_params()
+    (grad,), state = layer_grads(params, 1), tx.init(params)
+    expected, _ = tx.update(grad, state, params)
+    with jax.transfer_guard("disallow"):
+        found, _ = tx.update(grad, state, params)
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            tx.update(jax.device_get(grad), state, params)
+    chex.assert_trees_all_equal(found, expected)
