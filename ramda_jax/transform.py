@@ -101,7 +101,7 @@ def proximal_transformation(
 
 
 def _constants_move() -> AbstractContextManager[None]:
-    """Outside `jit` the numbers of schedules and counts move to the device one by one, guarded (`jax.transfer_guard`) or not."""
+    """Outside jit the constants of schedules and counts move to the device; no `jax.transfer_guard` is meant for these."""
     return jax.transfer_guard_host_to_device("allow")
 
 
