@@ -9,15 +9,11 @@ seeds). With `checkpoint_every=N`, `--resume` goes on with a comparison that was
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from examples import loop, parallel, plots, report
 from examples.checkpoint import Checkpoints, any_in
-from examples.data import Dataset, Stream
-from examples.folder import claimed, keep_results, output_folder, writing
+from examples.command import Session, argument_parser, parse_command, run_command, session
+from examples.folder import claimed, writing
 from examples.recipe import (
     Recipe,
     RecipeError,
@@ -28,13 +24,7 @@ from examples.recipe import (
     split_overrides,
 )
 from examples.recipes import find
-from examples.train import (
-    argument_parser,
-    parse_command,
-    run_command,
-    start_devices,
-    train_into,
-)
+from examples.train import train_into
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,55 +56,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise RecipeError(f"--seeds: expected at least 1, got {options.seeds}")
-    devices, console = start_devices(options)
     recipe = find(options.recipe)
     names = options.methods.split(",") if options.methods else list(recipe.methods)
     runs = method_runs(recipe, options.scale, split_overrides(options.overrides), names)
-    out = output_folder(options, f"{recipe.name}-compare")
-    with claimed(out):
-        keep_results(out, options)
-        dataset = runs[0].recipe.load(options.data_dir)  # all runs are over the same data
-        results = [(run, *_fits(run, dataset, out, options, devices, console)) for run in runs]
+    # All runs are over the same data.
+    with session(options, runs[0].recipe, f"{recipe.name}-compare") as at:
+        results = [(run, *_fits(at, run)) for run in runs]
         if parallel.leads():
-            with writing(out):
-                _write(out, results, dataset, console)
+            with writing(at.out):
+                _write(at, results)
     diverged = [run.optimizer for run, _, fits in results if any(fit.diverged for fit in fits)]
     if diverged and parallel.leads():
         print(f"the objective did not stay finite: {', '.join(diverged)} diverged", file=sys.stderr)
     return int(bool(diverged))
 
 
-def _fits(
-    run: Run,
-    dataset: Any,
-    out: Path,
-    options: argparse.Namespace,
-    devices: parallel.OneDevice,
-    console: Console,
-) -> tuple[loop.Program, list[loop.Fit]]:
+def _fits(at: Session, run: Run) -> tuple[loop.Program, list[loop.Fit]]:
     """A method's program, and what it came to from every seed, each in a folder of its own."""
-    program = loop.prepare(run, dataset, devices)
-    fits = []
-    for seed in range(run.settings.seed, run.settings.seed + options.seeds):
-        folder = out / (run.optimizer if options.seeds == 1 else f"{run.optimizer}-seed{seed}")
-        resume = options.resume and any_in(folder)
+    program = loop.prepare(run, at.dataset, at.devices)
+    fits, seeds = [], at.options.seeds
+    for seed in range(run.settings.seed, run.settings.seed + seeds):
+        folder = at.out / (run.optimizer if seeds == 1 else f"{run.optimizer}-seed{seed}")
+        resume = at.options.resume and any_in(folder)
         with claimed(folder), Checkpoints(folder, run, seed, resume) as checkpoints:
-            fits.append(train_into(folder, program, dataset, seed, console, checkpoints))
+            fits.append(train_into(at, folder, program, seed, checkpoints))
     return program, fits
 
 
-def _write(
-    out: Path, results: Sequence[report.Result], dataset: Dataset | Stream, console: Console
-) -> None:
+def _write(at: Session, results: Sequence[report.Result]) -> None:
     """What is left over all runs: tables, pictures, and the table on the terminal."""
-    (out / "comparison.md").write_text(report.markdown_table(results, dataset))
+    out = at.out
+    (out / "comparison.md").write_text(report.markdown_table(results, at.dataset))
     with report.csv_log(out / "comparison.csv") as log:
         for row in report.comparison_rows(results):
             log(row)
     plots.plot_comparison(out / "comparison.png", [(run, fits[0]) for run, _, fits in results])
     plots.plot_over_seeds(out, [(run, fits) for run, _, fits in results])
-    report.print_table(console, results)
-    console.print(
+    report.print_table(at.console, results)
+    at.console.print(
         "comparison.csv, comparison.md, comparison.png, metric.png, structure.png and a folder per run "
         f"are in {out}",
         soft_wrap=True,

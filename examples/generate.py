@@ -18,6 +18,7 @@ from rich.console import Console
 
 from examples import language, plots, speech
 from examples.checkpoint import Checkpoints, last_run
+from examples.command import run_command
 from examples.data.audio import write_sound
 from examples.data.ljspeech import SYMBOLS, encode
 from examples.data.pipeline import iterate
@@ -28,7 +29,6 @@ from examples.models.transformer_xl import TransformerXL
 from examples.parallel import ONE_DEVICE
 from examples.recipe import RecipeError, Run
 from examples.task import make_task
-from examples.train import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

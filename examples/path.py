@@ -10,24 +10,25 @@ farther they are.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from flax import nnx
 from rich.table import Table
 
-from examples import compact, loop, parallel, plots, report
-from examples.data import Dataset, Stream
-from examples.folder import claimed, keep_results, output_folder, writing
-from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
-from examples.recipes import find
-from examples.train import (
+from examples import compact, loop, plots, report
+from examples.command import (
+    Session,
     add_optimizer,
     argument_parser,
     parse_command,
     run_command,
-    start_devices,
-    train_into,
+    session,
 )
+from examples.data import Dataset, Stream
+from examples.folder import claimed, writing
+from examples.recipe import Recipe, RecipeError, Run, make_run, split_overrides
+from examples.recipes import find
+from examples.train import train_into
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Times the recipe's strength, where none are given."""
@@ -51,40 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _path(options: argparse.Namespace) -> int:
     if options.distributed:
         raise RecipeError("--distributed: expected one process, which compacts every point")
-    devices, console = start_devices(options)
-    runs = point_runs(
-        find(options.recipe),
-        options.optimizer,
-        options.scale,
-        split_overrides(options.overrides),
-    )
+    overrides = split_overrides(options.overrides)
+    runs = point_runs(find(options.recipe), options.optimizer, options.scale, overrides)
     recipe = runs[0].recipe
-    out = output_folder(options, f"{recipe.name}-{options.optimizer}-path")
     rows: list[dict[str, Any]] = []
-    with claimed(out):
-        keep_results(out, options)
-        dataset = recipe.load(options.data_dir)
-        console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
+    with session(options, recipe, f"{recipe.name}-{options.optimizer}-path") as at:
         start = None
         for run in runs:
-            console.print(f"strength={run.method.strength:g}")
-            folder = out / f"strength-{run.method.strength:g}"
-            with claimed(folder):
-                fit, row = _point(folder, run, dataset, devices, console, start)
+            fit, row = _point(at, run, start)
             rows.append(row)
             if fit.diverged:
                 break
             start = fit.params if options.warm else None
-        with report.csv_log(out / "path.csv") as log:
+        with report.csv_log(at.out / "path.csv") as log:
             for row in rows:
                 log(row)
-        with writing(out / "path.md") as path:
-            path.write_text(_markdown(recipe, rows, dataset))
-        with writing(out / "path.png") as path:
+        with writing(at.out / "path.md") as path:
+            path.write_text(_markdown(recipe, rows, at.dataset))
+        with writing(at.out / "path.png") as path:
             plots.plot_path(path, recipe, rows)
-    console.print(_table(recipe, rows))
-    console.print(
-        f"path.csv, path.md, path.png and a folder per point are in {out}", soft_wrap=True
+    at.console.print(_table(recipe, rows))
+    at.console.print(
+        f"path.csv, path.md, path.png and a folder per point are in {at.out}", soft_wrap=True
     )
     if fit.diverged:
         print("the objective did not stay finite: the path ends there", file=sys.stderr)
@@ -116,29 +105,35 @@ def point_runs(
     return sorted(runs, key=lambda run: run.method.strength)
 
 
-def _point(
-    folder: Path,
-    run: Run,
-    dataset: Dataset | Stream,
-    devices: parallel.OneDevice,
-    console: Any,
-    start: Any,
-) -> tuple[loop.Fit, dict[str, Any]]:
-    """What a point came to, and what is said of it."""
-    program = loop.prepare(run, dataset, devices)
-    fit = train_into(folder, program, dataset, run.settings.seed, console, start=start)
+def _point(at: Session, run: Run, start: nnx.State | None) -> tuple[loop.Fit, dict[str, Any]]:
+    """What a point came to, in a folder of its own, and what is said of it."""
+    program = loop.prepare(run, at.dataset, at.devices)
+    at.console.print(f"strength={run.method.strength:g}")
+    with claimed(at.out / f"strength-{run.method.strength:g}") as folder:
+        fit = train_into(at, folder, program, run.settings.seed, start=start)
+        row = _figures(run, fit)
+        if not fit.diverged:
+            wanted = compact.Options()
+            found = compact.compact_run(folder, program.task, at.dataset, fit, at.console, wanted)
+            row |= _compacted(run, found)
+    return fit, row
+
+
+def _figures(run: Run, fit: loop.Fit) -> dict[str, Any]:
     recipe, last = run.recipe, fit.rows[-1]
     metric, (sparsity, _) = recipe.headline, recipe.sparsity
-    row = {
+    return {
         "strength": run.method.strength,
         f"test_{metric}": last[f"test_{metric}"],
         f"structured_test_{metric}": last[f"structured_test_{metric}"],
         f"structured_{sparsity}": last[f"structured_{sparsity}"],
     }
-    if fit.diverged:
-        return fit, row
-    found = compact.compact_run(folder, program.task, dataset, fit, console, compact.Options())
-    row |= {
+
+
+def _compacted(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `compact_run` says, as columns."""
+    metric = run.recipe.headline
+    row = {
         f"compact_test_{metric}": found["figures"]["compact"][metric],
         "parameters": found["parameters"]["compact"],
         "whole_parameters": found["parameters"]["whole"],
@@ -149,7 +144,7 @@ def _point(
         for name in ("whole", "compact"):
             column = f"{name}_seconds_{timed['examples']}"
             row[column] = timed["seconds"][name]["median"]
-    return fit, row
+    return row
 
 
 def _cells(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

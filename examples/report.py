@@ -289,9 +289,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def summary(run: Run, program: Program, fit: Fit, dataset: Dataset | Stream) -> dict[str, Any]:
+def summary(program: Program, fit: Fit, dataset: Dataset | Stream) -> dict[str, Any]:
     """Everything needed to know what a run was and what it came to, as plain values."""
-    device = jax.devices()[0]
+    run, device = program.run, jax.devices()[0]
     return {
         "recipe": run.recipe.name,
         "optimizer": run.optimizer,

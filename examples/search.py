@@ -16,18 +16,16 @@ from typing import Any
 from rich.table import Table
 
 from examples import loop, parallel, report
-from examples.data import Dataset, Stream
-from examples.folder import claimed, keep_results, output_folder
-from examples.overrides import RecipeError
-from examples.recipe import Run, make_run, split_overrides
-from examples.recipes import find
-from examples.train import (
+from examples.command import (
     add_optimizer,
     argument_parser,
     parse_command,
     run_command,
-    start_devices,
+    session,
 )
+from examples.overrides import RecipeError
+from examples.recipe import Run, make_run, split_overrides
+from examples.recipes import find
 
 Trial = Mapping[str, str]
 """The overrides of one run."""
@@ -44,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    devices, console = start_devices(options)
     recipe, overrides = find(options.recipe), split_overrides(options.overrides)
     varied = [name for name, text in overrides.items() if "|" in text]
     if any(name.startswith("data.") for name in varied):
@@ -53,20 +50,18 @@ def _search(options: argparse.Namespace) -> int:
         (trial, make_run(recipe, options.optimizer, options.scale, trial))
         for trial in trials(overrides)
     ]
-    out = output_folder(options, f"{recipe.name}-{options.optimizer}-search")
-    with claimed(out):
-        keep_results(out, options)
-        dataset = runs[0][1].recipe.load(options.data_dir)
-        console.print(f"{recipe.title}: {dataset.source}", soft_wrap=True)
+    first = runs[0][1]
+    with session(options, first.recipe, f"{recipe.name}-{options.optimizer}-search") as at:
         rows, silent = [], nullcontext(lambda row: None)
-        with report.csv_log(out / "search.csv") if parallel.leads() else silent as log:
+        with report.csv_log(at.out / "search.csv") if parallel.leads() else silent as log:
             for trial, run in runs:
+                program = loop.prepare(run, at.dataset, at.devices)
                 chosen = {name: trial[name] for name in varied}
-                console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
-                rows.append({**_settings(run), **chosen, **_last(run, dataset, devices)})
+                at.console.print(" ".join(f"{name}={text}" for name, text in chosen.items()))
+                rows.append({**_settings(run), **chosen, **_last(program)})
                 log(rows[-1])
-    console.print(_table(runs[0][1], varied, rows))
-    console.print(f"search.csv is in {out}", soft_wrap=True)
+    at.console.print(_table(first, varied, rows))
+    at.console.print(f"search.csv is in {at.out}", soft_wrap=True)
     return 0
 
 
@@ -90,9 +85,9 @@ def _settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _last(run: Run, dataset: Dataset | Stream, devices: parallel.OneDevice) -> dict[str, Any]:
+def _last(program: loop.Program) -> dict[str, Any]:
     """The figures of a trial's last epoch; not finite where it diverged."""
-    fit = loop.fit(loop.prepare(run, dataset, devices), run.settings.seed)
+    fit = loop.fit(program, program.run.settings.seed)
     return {**fit.rows[-1], "step_seconds": fit.step_seconds}
 
 

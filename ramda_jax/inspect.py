@@ -157,7 +157,8 @@ def solver_stats(opt_state: optax.OptState) -> dict[str, float | jax.Array]:
       A flat dict: `iterations` and `residual` (maximum over blocks), and `iterations/NAME`, `residual/NAME` of each
       block (its path, where it is one array). The residual is a certified bound on the least ||s||, s in dQ(What_t)
       (condition (7) of the paper), in the units of the gradient times s_t (ramda, rmda) or the learning rate (the
-      others). Python numbers, or tracers under jit, or arrays where the state is replicated.
+      others); the largest float where nothing is certified, NaN where something was not finite. Python numbers, or tracers
+      under jit, or arrays where the state is replicated.
 
     Raises:
       ValueError: if `opt_state` holds no state of this library.

@@ -80,7 +80,8 @@ class SolverState(NamedTuple):
       strengths: every strength in force at the last step, in the order of the plan; 1-d. None: there are none.
       warm: the warm start of each block, or None where its solver keeps none.
       iterations: of each block, int32, 1-d; None: there are none.
-      residual: certified ||s|| of condition (7) of each block, 1-d; None: there are none.
+      residual: certified ||s|| of condition (7) of each block, 1-d, the largest float where nothing is certified; None:
+        there are none.
       targets: what the strengths with a target remember; None: there are none.
     """
 
@@ -274,6 +275,11 @@ def _abstract_or(f: Any, x: Any) -> Any:
     return jax.eval_shape(f, x) if abstract else f(x)
 
 
+def _finite(residual: chex.Array) -> chex.Array:
+    """The largest float where nothing is certified; a NaN, as of gradients that are not finite, stays one."""
+    return jnp.minimum(residual, float(jnp.finfo(residual.dtype).max))
+
+
 def after_step(
     state: ProximalState,
     plan: Plan,
@@ -291,7 +297,7 @@ def after_step(
         strengths.stacked([s.astype(scalar) for s in jax.tree.leaves(inputs.psis)]),
         outputs.warm,
         strengths.stacked([n.astype(jnp.int32) for n in outputs.iterations]),
-        strengths.stacked([r.astype(scalar) for r in outputs.residual]),
+        strengths.stacked([_finite(r.astype(scalar)) for r in outputs.residual]),
         remembered,
     )
     method = state.method._replace(**dict(zip(names, columns, strict=True)))

@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 # More is an endless loop.
 NEAR_SECONDS, FAR_SECONDS = 600, 3600
 
-_EFFORT = "tests/solvers/test_effort.py"
+_EFFORT, _ITERATES = "tests/solvers/test_effort.py", "tests/solvers/test_iterates.py"
 _NUMERICS = "tests/test_numerics.py"
-_SOLVERS = ["tests/solvers/test_secular.py", "tests/solvers/test_solvers.py", _EFFORT]
-_SPLITTING = ["tests/solvers/test_splitting.py", _EFFORT]
+_SOLVERS = [_ITERATES, "tests/solvers/test_secular.py", "tests/solvers/test_solvers.py", _EFFORT]
+_SPLITTING = [_ITERATES, "tests/solvers/test_splitting.py", _EFFORT]
 _PROXES = ["tests/regularizers"]
 _REFERENCE = ["tests/test_against_reference.py"]
 _STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
@@ -39,11 +39,11 @@ _STAGES = ["tests/test_stages.py", "tests/test_deployable.py"]
 _BESIDE = {
     "solvers/secular.py": [*_SOLVERS, "tests/test_derivative.py"],
     "solvers/newton.py": _SOLVERS,
-    "solvers/scores.py": ["tests/test_targets.py", *_SOLVERS],
-    "solvers/capped.py": ["tests/solvers/test_capped.py", _EFFORT],
+    "solvers/scores.py": [_ITERATES, "tests/test_targets.py", *_SOLVERS],
+    "solvers/capped.py": [_ITERATES, "tests/solvers/test_capped.py", _EFFORT],
     "solvers/closed_form.py": [*_REFERENCE, "tests/solvers/test_solvers.py"],
-    "solvers/first_order.py": ["tests/solvers/test_solvers.py", *_SPLITTING],
-    "solvers/proximal_gradient.py": ["tests/solvers/test_solvers.py", _EFFORT],
+    "solvers/first_order.py": [*_SPLITTING, "tests/solvers/test_solvers.py"],
+    "solvers/proximal_gradient.py": [_ITERATES, "tests/solvers/test_solvers.py", _EFFORT],
     "solvers/splitting.py": _SPLITTING,
     "solvers/douglas_rachford.py": _SPLITTING,
     "regularizers/elementwise.py": _PROXES,

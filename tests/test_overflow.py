@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -22,7 +23,19 @@ METHODS = {
     "prox_adamw": functools.partial(rj.prox_adamw, 1e-2, amsgrad=True),
     "prox_ssi": functools.partial(rj.prox_ssi, 1e-2),
 }
-REGULARIZERS = {"none": None, "group lasso": rj.GroupLasso(0.1), "L1": rj.L1(0.1)}
+REGULARIZERS = {
+    "none": None,
+    "group lasso": rj.GroupLasso(0.1),
+    "L1": rj.L1(0.1),
+    "elastic net": rj.ElasticNet(0.1, 0.1),
+    "sparse group lasso": rj.SparseGroupLasso(0.1, 0.1),
+    "group MCP": rj.GroupMCP(0.1, 3.0),
+    "L0": rj.L0(0.1),
+    "L half": rj.LHalf(0.1),
+    "L two thirds": rj.LTwoThirds(0.1),
+    "nuclear norm": rj.NuclearNorm(0.1),
+}
+OFTEN = ("none", "group lasso", "L1")  # the others by night
 
 
 @functools.cache
@@ -46,7 +59,10 @@ MAGNITUDES = st.sampled_from([0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e10, 1.8e19, 2e19,
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("regularizer", ["none", "group lasso", "L1"])
+@pytest.mark.parametrize(
+    "regularizer",
+    [pytest.param(r, marks=() if r in OFTEN else pytest.mark.nightly) for r in REGULARIZERS],
+)
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
     sizes=hnp.arrays(np.float32, (3, 8), elements=MAGNITUDES),
@@ -56,10 +72,9 @@ def test_finite_gradients_leave_finite_states(method, regularizer, sizes, signs)
     grads = sizes * signs
     tree = {"kernel": grads[:, :6].reshape(3, 3, 2), "bias": grads[:, 6:]}
     params, state = updates(method, regularizer)(tree)
-    arrays = [x for x in jax.tree.leaves(state.method) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert all(np.isfinite(x).all() for x in arrays)
+    chex.assert_tree_all_finite(state.method)
     if method not in ("rmda", "prox_sgd"):  # whose steps are as large as gradients
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+        chex.assert_tree_all_finite((params, state))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -28,8 +28,9 @@ class ClosedForm(base.WholeSolver):
         self, problem: Whole, warm: base.Warm
     ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
         x = self._prox(problem)
-        # Exact but for rounding of x; a NaN or an infinity shows here, too.
-        rounding = jnp.finfo(x.dtype).eps * _numerics.norm(problem.smooth.d * x)
+        # Exact but for rounding of x. A NaN or an infinity shows here, too: as a NaN.
+        size = jnp.where(jnp.abs(x) < jnp.inf, problem.smooth.d * x, jnp.nan)
+        rounding = jnp.finfo(x.dtype).eps * _numerics.norm(size)
         return x, warm, jnp.zeros([], jnp.int32), rounding
 
     def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:

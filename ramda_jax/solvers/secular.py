@@ -225,12 +225,12 @@ def _square(y: chex.Array) -> chex.Array:
 
 
 def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = None) -> Arrays:
-    """[y^2, D y^2] with y = b / level, or b where the level is 0.
+    """[y^2, D y^2] with y = b / level, or b where the level is 0; NaN where b is infinite, however small the level.
 
     (With a third sum here, XLA for GPUs writes out what it sums.)
     """
     del r
-    yy = _square(b * (1 / _unit(problem.level)))
+    yy = jnp.where(jnp.abs(b) < jnp.inf, _square(b * (1 / _unit(problem.level))), jnp.nan)
     return [yy, d * yy]
 
 
@@ -286,7 +286,8 @@ def start(
     # False for a NaN: it must not vanish into a zero group.
     zero = ~free & (norm <= 1)
     r = level * ((norm - 1) * (yy / jnp.where(zero, 1.0, curvature)))
-    r = jnp.maximum(r, tiny_of(yy.dtype))  # the curvature may be infinite; a NaN stays one
+    # The curvature may be infinite, or next to nothing; a NaN stays one.
+    r = jnp.clip(r, tiny_of(yy.dtype), float(jnp.finfo(yy.dtype).max))
     done = zero | (free & (yy >= 0))
     # Where entries were cut off, the level is lost in the rounding of b, and nothing is certified.
     known = jnp.where(norm < _largest(yy.dtype), norm, jnp.where(jnp.isnan(norm), norm, jnp.inf))
@@ -386,7 +387,8 @@ def _newton(
     phi = jnp.sqrt(phi2)
     slope = jnp.maximum(slope_sum / jnp.where(phi2 == 0, 1.0, phi2), tiny)
     here = jnp.abs(phi - 1)
-    new = jnp.maximum(r + (r / slope) * (phi - 1), begin.r)  # r may be 0
+    # r may be 0, or its root be beyond the floats: then x is b / D, and nothing is certified.
+    new = jnp.clip(r + (r / slope) * (phi - 1), begin.r, float(jnp.finfo(r.dtype).max))
     relative = (new - r) / jnp.maximum(jnp.minimum(new, r), tiny)
     bound = 0.375 * relative * relative * jnp.maximum(1.0, 1 / jnp.maximum(phi, tiny))
     # From |1 - h| to |1 - phi|; a NaN stays one.

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from examples import compare, report, search, train
+from examples.command import argument_parser, parse_command, run_command
 from examples.folder import output_folder
 from examples.recipes import RECIPES
-from examples.train import argument_parser, parse_command, run_command
 
 FAST = ["mnist_linear", "--scale", "smoke", "epochs=1", "stages=", "eval_train_examples=100"]
 DENSE = [*FAST, "--optimizer", "sgd"]  # which compiles fast

@@ -16,6 +16,7 @@ from ramda_jax.methods.ramda import RamdaState
 from ramda_jax.solvers import first_order
 from ramda_jax.subproblem import Quadratic, Whole
 from tests import reference
+from tests.solvers.problems import solve_block
 
 SHAPE = (24, 10)
 PG = rj.ProximalGradient(max_iterations=5000, rtol=None, tolerance=1e-12)
@@ -169,6 +170,18 @@ def test_solver_choice():
     assert isinstance(choose(rj.L1(0.1)), solvers.ClosedForm)
     assert isinstance(choose(rj.NuclearNorm(0.1)), rj.DouglasRachford)
     assert isinstance(choose(rj.NuclearNorm(0.1), scalar_metric=True), solvers.ClosedForm)
+
+
+def test_in_a_scalar_metric_a_subproblem_is_one_prox():
+    v, x0 = np.random.default_rng(0).standard_normal((2, 6, 4))
+    d, weight = jnp.float64(2.0), jnp.float64(0.3)
+    for psi in (rj.NuclearNorm(0.5), rj.L1(0.5)):
+        problem = (solvers.ClosedForm(), (v, x0, d), weight, psi, x0, None)
+        assert "while" not in str(solve_block.trace(*problem).jaxpr)
+        solution = solve_block(*problem)
+        expected = jax.jit(psi.prox)(x0 - v / 2.0, 0.15)
+        np.testing.assert_array_equal(solution.x[0], expected)
+        assert solution.iterations == 0
 
 
 @jax.jit
