@@ -36,6 +36,8 @@ from tests.methods import (
     two_layer_params,
 )
 
+pytestmark = pytest.mark.unoptimized
+
 Tree = Any
 
 NAN, INF = float("nan"), float("inf")

@@ -18,6 +18,8 @@ import ramda_jax as rj
 from ramda_jax import backends
 from ramda_jax.backends import cpu, gpu, tpu
 
+pytestmark = pytest.mark.unoptimized
+
 GROUPS, STEPS = 16, 5
 # Arrays of one, three and four axes; where in them the groups of a block lie.
 SHAPES = {"conv": (1, 2, GROUPS, 3), "gate": (2, 3, GROUPS), "scale": (GROUPS,)}

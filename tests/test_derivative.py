@@ -14,6 +14,8 @@ from ramda_jax import backends
 from ramda_jax.backends import cpu, gpu
 from tests.methods import needs_eight
 
+pytestmark = pytest.mark.unoptimized
+
 METHODS = {
     "ramda": lambda rate, psi: rj.ramda(rate, psi, momentum=0.5, restart_steps=(2,)),
     "rmda": lambda rate, psi: rj.rmda(rate, psi, momentum=0.5),

@@ -15,6 +15,8 @@ from ramda_jax import state as states
 from ramda_jax.sharding import placement
 from tests.sharding.meshes import DEVICES, auto_mesh, cut_as, is_laid
 
+pytestmark = pytest.mark.unoptimized
+
 EXAMPLES, STEPS = 16, 20
 # What divides by eight along its groups, what does not, what is cut at the input of a convolution.
 SHAPES = {
