@@ -20,7 +20,7 @@ One look at b and D gives both the free start and the first step from a warm sta
 Range. y is cut off at +-`_largest(dtype)`, so that no square leaves the float range whatever the units of b. That is
 Newton's method for a smaller |b|, whose root is smaller: a step that stays below the root, that multiplies r by at
 least as much, and that is never the last, because phi is large where anything was cut off. So nothing needs to be known
-of b before it is read.
+of b before it is read. An r beyond the floats ends as the largest one: x is b / D there.
 
 Certificate. At x(r) the least subgradient has norm level |1 - phi(r)|. A step from r to r' leaves
 |1 - h(r')| <= 3/8 ((r' - r) / min(r, r'))^2 max(1, h(r)), because |h''| = 3 h Var(a_i) / r^2 and Var(a_i) <= 1/4 where
