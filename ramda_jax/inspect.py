@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +17,7 @@ from ramda_jax.sharding.layout import Layout, layout_of
 from ramda_jax.state import ProximalState, SolverState, find_states
 from ramda_jax.step import Inputs, Job, Leaf, Scalars
 from ramda_jax.subproblem import Block
+from ramda_jax.trees import ArrayTree
 
 Params = TypeVar("Params")
 """A tree of parameters: of whatever kind it is, the result is."""
@@ -103,8 +103,8 @@ def _structured(state: ProximalState, params: Params, average: bool) -> Params:
 
 
 def _minimisers(
-    state: ProximalState, layout: Layout, params: Sequence[chex.Array]
-) -> list[chex.Array]:
+    state: ProximalState, layout: Layout, params: Sequence[jax.Array]
+) -> list[jax.Array]:
     """What_t of every parameter, in the layout and the dtype of the state; `params` in that layout, too."""
     plan, terms, accumulators = (
         state.solver.plan,
@@ -120,8 +120,8 @@ def _minimisers(
 
 
 def _with_structure(
-    blocks: Sequence[Block], params: Sequence[chex.Array], models: Sequence[chex.Array]
-) -> list[chex.Array]:
+    blocks: Sequence[Block], params: Sequence[jax.Array], models: Sequence[jax.Array]
+) -> list[jax.Array]:
     """The parameters, those of each block with as much structure as the models of that block.
 
     The models keep their own dtype: rounded to that of narrow parameters, a matrix has no rank any more.
@@ -137,8 +137,8 @@ def _with_structure(
 
 
 def _keep(
-    arrays: tuple[chex.Array, ...], grad: chex.Array, scalars: tuple[chex.Array, ...]
-) -> tuple[chex.Array, ...]:
+    arrays: tuple[jax.Array, ...], grad: jax.Array, scalars: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
     """The `accumulate` of a step that is over."""
     return arrays
 
@@ -209,7 +209,7 @@ def _target_stats(solver: SolverState) -> dict[str, Any]:
     return stats
 
 
-def describe(params: chex.ArrayTree, regularizer: Regularization) -> str:
+def describe(params: ArrayTree, regularizer: Regularization) -> str:
     """A printable table of what is regularized and how.
 
     Args:

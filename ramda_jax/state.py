@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -86,10 +85,10 @@ class SolverState(NamedTuple):
     """
 
     plan: Plan
-    strengths: chex.Array | None
+    strengths: jax.Array | None
     warm: tuple[Any, ...]
-    iterations: chex.Array | None
-    residual: chex.Array | None
+    iterations: jax.Array | None
+    residual: jax.Array | None
     targets: TargetState | None = None
 
     def psis(self) -> tuple[Regularizer, ...]:
@@ -116,7 +115,7 @@ class ProximalState(NamedTuple):
       (0, (3, 2))
     """
 
-    count: chex.Array
+    count: jax.Array  # type: ignore[assignment]  # it hides tuple.count
     method: Any
     solver: Any
 
@@ -275,7 +274,7 @@ def _abstract_or(f: Any, x: Any) -> Any:
     return jax.eval_shape(f, x) if abstract else f(x)
 
 
-def _finite(residual: chex.Array) -> chex.Array:
+def _finite(residual: jax.Array) -> jax.Array:
     """The largest float where nothing is certified; a NaN, as of gradients that are not finite, stays one."""
     return jnp.minimum(residual, float(jnp.finfo(residual.dtype).max))
 

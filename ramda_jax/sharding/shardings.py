@@ -104,7 +104,7 @@ def _shardings(
     state: ProximalState, mesh: Mesh, own: dict[str, tuple[placement.Names, ...]]
 ) -> ProximalState:
     """Those of one state; `own`: how each parameter lies."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole: Any = NamedSharding(mesh, PartitionSpec())  # in the places of arrays
     if not isinstance(state.solver, SolverState):
         return jax.tree.map(lambda _: whole, state)
     cuts = _cuts(state, mesh, own)

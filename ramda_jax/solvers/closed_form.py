@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from ramda_jax import _numerics
@@ -26,18 +26,18 @@ class ClosedForm(base.WholeSolver):
 
     def solve_one(
         self, problem: Whole, warm: base.Warm
-    ) -> tuple[chex.Array, base.Warm, chex.Array, chex.Array]:
+    ) -> tuple[jax.Array, base.Warm, jax.Array, jax.Array]:
         x = self._prox(problem)
         # Exact but for rounding of x. A NaN or an infinity shows here, too: as a NaN.
         size = jnp.where(jnp.abs(x) < jnp.inf, problem.smooth.d * x, jnp.nan)
         rounding = jnp.finfo(x.dtype).eps * _numerics.norm(size)
         return x, warm, jnp.zeros([], jnp.int32), rounding
 
-    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[chex.Array, ...]:
+    def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[jax.Array, ...]:
         del warm
         return problem.split(self._prox(problem.whole()))
 
-    def _prox(self, problem: Whole) -> chex.Array:
+    def _prox(self, problem: Whole) -> jax.Array:
         v, x0, d = problem.smooth
         free = x0 - v / d
         if d.ndim == 0:

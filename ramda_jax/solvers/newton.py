@@ -92,6 +92,7 @@ class Newton(base.Solver):
     def recall(self, problem: Subproblem, warm: base.Warm) -> tuple[jax.Array, ...]:
         if not isinstance(problem.psi, GroupNorm):
             return ClosedForm().recall(problem, warm)
+        assert warm is not None  # of `init`
         groups = group_problem(problem)
         r = secular.implicit(groups, warm)
         return tuple(secular.point(groups, k, r) for k in range(len(groups.members)))

@@ -32,7 +32,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +42,7 @@ from ramda_jax.subproblem import Along, Names
 # Newton updates at most; over adversarial data 12 were never exceeded, so this only bounds a NaN or a bug.
 MAX_ITERATIONS = 30
 
-Arrays = list[chex.Array]
+Arrays = list[jax.Array]
 
 
 class Member(NamedTuple):
@@ -57,7 +56,7 @@ class Member(NamedTuple):
     """
 
     arrays: Any
-    pieces: Callable[[Any], tuple[chex.Array, chex.Array]]
+    pieces: Callable[[Any], tuple[jax.Array, jax.Array]]
     along: Along
 
     @property
@@ -78,19 +77,19 @@ class GroupProblem(NamedTuple):
     """
 
     members: tuple[Member, ...]
-    level: chex.Array
-    kappa: chex.Array | None = None
-    cap: chex.Array | None = None
+    level: jax.Array
+    kappa: jax.Array | None = None
+    cap: jax.Array | None = None
     resident: bool = False
     names: Names = ()
 
-    def tied(self, k: int, tie: Callable = lambda x: x) -> tuple[chex.Array, chex.Array]:
+    def tied(self, k: int, tie: Callable = lambda x: x) -> tuple[jax.Array, jax.Array]:
         """(b, D) of a member, `tie` applied to every array before use, unless they are resident."""
         member = self.members[k]
         return member.pieces(member.arrays if self.resident else jax.tree.map(tie, member.arrays))
 
 
-def as_they_are(arrays: tuple[chex.Array, ...]) -> tuple[chex.Array, ...]:
+def as_they_are(arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The `pieces` of a member whose arrays are b and D themselves."""
     return arrays
 
@@ -105,9 +104,9 @@ class Roots(NamedTuple):
       iterations: evaluations of phi after which it was found, 0-d.
     """
 
-    r: chex.Array
-    residual: chex.Array
-    iterations: chex.Array
+    r: jax.Array
+    residual: jax.Array
+    iterations: jax.Array
 
 
 class Apart:
@@ -139,19 +138,19 @@ class Apart:
         """The sums over each group of several arrays whose groups lie alike, of this device."""
         return [along.sum(x) for x in xs]
 
-    def join(self, xs: Sequence[chex.Array]) -> Arrays:
+    def join(self, xs: Sequence[jax.Array]) -> Arrays:
         """What is computed with, from an array per problem, in the shape of its groups."""
         return list(xs)
 
-    def split(self, xs: Sequence[chex.Array]) -> Arrays:
+    def split(self, xs: Sequence[jax.Array]) -> Arrays:
         """The inverse of `join`."""
         return list(xs)
 
-    def numbers(self, xs: Sequence[chex.Array]) -> Arrays:
+    def numbers(self, xs: Sequence[jax.Array]) -> Arrays:
         """From a 0-d array per problem what broadcasts against the joined ones."""
         return list(xs)
 
-    def residuals(self, xs: Sequence[chex.Array]) -> Arrays:
+    def residuals(self, xs: Sequence[jax.Array]) -> Arrays:
         """`split` of certificates, or of every problem the norm of its groups'."""
         return self.split(xs)
 
@@ -219,12 +218,12 @@ def tiny_of(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
-def _square(y: chex.Array) -> chex.Array:
+def _square(y: jax.Array) -> jax.Array:
     """y^2, y cut off."""
     return jnp.minimum(y * y, _largest(y.dtype) ** 2)
 
 
-def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = None) -> Arrays:
+def free_terms(problem: GroupProblem, b: jax.Array, d: jax.Array, r: Any = None) -> Arrays:
     """[y^2, D y^2] with y = b / level, or b where the level is 0; NaN where b is infinite, however small the level.
 
     (With a third sum here, XLA for GPUs writes out what it sums.)
@@ -234,11 +233,11 @@ def free_terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any = Non
     return [yy, d * yy]
 
 
-def _unit(level: chex.Array) -> chex.Array:
+def _unit(level: jax.Array) -> jax.Array:
     return jnp.where(level > 0, jnp.maximum(level, tiny_of(level.dtype)), 1.0)
 
 
-def terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) -> Arrays:
+def terms(problem: GroupProblem, b: jax.Array, d: jax.Array, r: jax.Array) -> Arrays:
     """[y^2, y^2 D r / (D r + level)] with y = b / (D r + level)."""
     tiny = tiny_of(b.dtype)
     level = jnp.maximum(problem.level, tiny)
@@ -253,7 +252,7 @@ def terms(problem: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) ->
     return [yy, yy * (dr * q)]
 
 
-def _look(problem: GroupProblem, b: chex.Array, d: chex.Array, r: Any) -> Arrays:
+def _look(problem: GroupProblem, b: jax.Array, d: jax.Array, r: Any) -> Arrays:
     """Both of the above."""
     return [*free_terms(problem, b, d), *([] if r is None else terms(problem, b, d, r))]
 
@@ -269,16 +268,16 @@ class Start(NamedTuple):
       done: bool; zero or free groups.
     """
 
-    zero: chex.Array
-    r: chex.Array
-    rounding: chex.Array
-    done: chex.Array
+    zero: jax.Array
+    r: jax.Array
+    rounding: jax.Array
+    done: jax.Array
 
 
 def start(
-    level: chex.Array,
-    yy: chex.Array,
-    curvature: chex.Array,
+    level: jax.Array,
+    yy: jax.Array,
+    curvature: jax.Array,
 ) -> Start:
     """The start from the sums of `free_terms`. With one D for all it is the root."""
     norm = jnp.sqrt(yy)
@@ -297,7 +296,7 @@ def start(
 
 def solve(
     problems: Sequence[GroupProblem],
-    warm: Sequence[chex.Array | None],
+    warm: Sequence[jax.Array | None],
     tolerance: float | None,
     max_iterations: int,
     pack: type[Apart] = Apart,
@@ -333,7 +332,7 @@ def solve(
         old = [jnp.where(s.done, s.r, r) for s, r in zip(begins, old, strict=True)]
         rs, errors = moved(old, errors, looked[2:])
 
-    def unfinished(carry: Any) -> chex.Array:
+    def unfinished(carry: Any) -> jax.Array:
         count, _, _, pending = carry
         return (count < max_iterations) & pending
 
@@ -355,7 +354,7 @@ def _solve_scalar(groups: Apart, levels: Arrays) -> list[Roots]:
     return _finish(groups, begins, levels, [s.r for s in begins], errors, _count(0))
 
 
-def _count(n: int) -> chex.Array:
+def _count(n: int) -> jax.Array:
     return jnp.asarray(n, jnp.int32)
 
 
@@ -366,19 +365,19 @@ def limit_of(dtype: Any, tolerance: float | None) -> float:
     return 1e-13 if dtype == jnp.float64 else 1e-6
 
 
-def any_above(errors: Arrays, limit: float) -> chex.Array:
+def any_above(errors: Arrays, limit: float) -> jax.Array:
     """Whether any group is not finished; 0-d. A NaN is."""
     return functools.reduce(jnp.logical_or, [jnp.any(e > limit) for e in errors])
 
 
 def _newton(
     begin: Start,
-    r: chex.Array,
-    error: chex.Array,
+    r: jax.Array,
+    error: jax.Array,
     tolerance: float,
-    phi2: chex.Array,
-    slope_sum: chex.Array,
-) -> tuple[chex.Array, chex.Array]:
+    phi2: jax.Array,
+    slope_sum: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """One update of every group from the sums of `terms` at r: (new r, bound on |1 - phi| there).
 
     `error`: such a bound at r; infinity: not known yet.
@@ -405,7 +404,7 @@ def _finish(
     levels: Arrays,
     rs: Arrays,
     errors: Arrays,
-    count: chex.Array,
+    count: jax.Array,
 ) -> list[Roots]:
     residuals = [
         jnp.where(s.zero, 0.0, level * error + s.rounding)
@@ -416,7 +415,7 @@ def _finish(
     return [Roots(r, residual, count) for r, residual in pairs]
 
 
-def point(problem: GroupProblem, k: int, r: chex.Array) -> chex.Array:
+def point(problem: GroupProblem, k: int, r: jax.Array) -> jax.Array:
     """x of a member: b / (D - kappa + level / r), exactly 0 where r is 0, and b / D where r is at least the cap.
 
     Differentiable, if r is (`implicit`).
@@ -425,13 +424,13 @@ def point(problem: GroupProblem, k: int, r: chex.Array) -> chex.Array:
     r = problem.members[k].along.spread(r, b)
     empty = r == 0
     mu = problem.level / jnp.where(empty, 1.0, r)
-    if problem.kappa is not None:
+    if problem.kappa is not None and problem.cap is not None:  # both or neither
         mu = jnp.where(r >= problem.cap, 0.0, mu - problem.kappa)
     # 1 for D + mu where it does not matter: nothing divides by zero, in the derivative neither.
     return jnp.where(empty, jnp.zeros_like(b), b / jnp.where(empty, 1.0, d + mu))
 
 
-def implicit(problem: GroupProblem, r: chex.Array) -> chex.Array:
+def implicit(problem: GroupProblem, r: jax.Array) -> jax.Array:
     """r as a function of b, D, level and kappa: the same value, with the derivative of the root of phi = 1.
 
     d phi + phi' dr = 0 with phi' = -a phi / r. Zero groups stay zero, flat ones have no root: neither moves.
@@ -446,7 +445,7 @@ def implicit(problem: GroupProblem, r: chex.Array) -> chex.Array:
         fixed = fixed | (r >= stop(problem.cap))
     r = jnp.where((problem.level > 0) | fixed, r, jnp.sqrt(stop(square)))
 
-    def living(p: GroupProblem, b: chex.Array, d: chex.Array, r: chex.Array) -> Arrays:
+    def living(p: GroupProblem, b: jax.Array, d: jax.Array, r: jax.Array) -> Arrays:
         """`terms`, and a harmless equation where r is 0: its derivative is not used, but must be finite."""
         alive = r > 0
         d = d if p.kappa is None else d - p.kappa
