@@ -128,7 +128,7 @@ def parse_command(
     if options.help:
         parser.exit(run_command(lambda: _help(parser, options, names)))
     if not names:
-        parser.error("the recipe is missing")
+        parser.error(f"the recipe is missing, one of {', '.join(RECIPES)}")
     options.recipe = names[0]
     options.overrides = [word for word in options.words if word is not names[0]]
     return options
