@@ -71,9 +71,7 @@ def near(found, expected):
 # ------------------------------------------------------------------------------- proximal gradient
 
 
-def by_proximal_gradient(
-    data, psi, settings, *, accelerated, one=1.0, active=None, curving=1.0, start=None
-):
+def by_proximal_gradient(data, psi, settings, *, accelerated, one=1.0, active=None, curving=1.0):
     """Algorithm 2, with Nesterov's momentum where `accelerated`; `curving`: 2 where psi is not convex.
 
     An extrapolated step that raises Q is taken back, and momentum starts afresh; a plain one that does is the last.
@@ -81,7 +79,7 @@ def by_proximal_gradient(
     most, least, rtol, tolerance = settings
     active = np.ones(SHAPE, bool) if active is None else active
     curvature = curving * (data.d[active].max() if active.any() else 1.0)
-    z = y = np.where(active, data.start if start is None else start, 0.0)
+    z = y = np.where(active, data.start, 0.0)
     speed, objective, residual, count = 1.0, data.q(z, psi), np.inf, 0
     while count < most:
         count += 1
@@ -171,7 +169,7 @@ def by_splitting(data, psi, start, dual, known, settings):
     penalty = penalty if penalty > 0 else data.weight * psi.value(start)
     square = np.sum(start**2)
     sigma = 2 * penalty / square if square > 0 else d.max()
-    sigma = np.clip(sigma, d.min() if penalty > 0 else min(EPS, 1) * d.max(), d.max())
+    sigma = np.clip(sigma, d.min() if penalty > 0 else EPS * d.max(), d.max())
 
     def judged(m, z, y):
         s, step = d * z - b + y, data.start - z
